@@ -1,0 +1,114 @@
+"""A contest: one kind of change or question with a fixed protocol, and the exam that judges every method in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from bakeoff.method import Method
+from bakeoff.metric import Measured, Metric
+
+if TYPE_CHECKING:
+    from bakeoff.training.run import Run
+
+
+class Question(BaseModel):
+    """What a user asks: the fields are the contest's options on the command line and in a configuration file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Setting(ABC):
+    """A question with its inputs read: what every trial of one comparison shares."""
+
+    question: Question
+
+    @abstractmethod
+    def made_by(self) -> dict[str, Any]:
+        """Hashes and conditions that, with method, arguments and seed, make a trial's result: part of its address."""
+
+    @abstractmethod
+    def surroundings(self) -> dict[str, Any]:
+        """Where a method runs: `device` and `dtype` of its Run."""
+
+    @abstractmethod
+    def metrics(self) -> list[Metric]:
+        """Every metric that `exam` may measure here."""
+
+    @abstractmethod
+    def perform(self, method: Method, arguments: Mapping[str, Any], run: Run) -> Any:
+        """Run the method once and return what it returned."""
+
+    @abstractmethod
+    def untouched(self) -> Any:
+        """What a method would return that does nothing."""
+
+    @abstractmethod
+    def exam(self, result: Any) -> dict[str, Measured]:
+        """Every metric of the contest on a method's result."""
+
+    @abstractmethod
+    def save(self, result: Any, folder: Path) -> None:
+        """Write a result into an empty folder so that `reload` gives the same again."""
+
+    @abstractmethod
+    def reload(self, folder: Path) -> Any:
+        """Read what `save` wrote."""
+
+    @abstractmethod
+    def digest(self, result: Any) -> str:
+        """SHA-256 of a result's content: equal for equal bits."""
+
+    @abstractmethod
+    def tuning(self) -> Setting:
+        """The same question with its exam taken on a validation split, on which hyper-parameters may be chosen."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the results should know of the inputs: names, sizes, splits."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One contest.
+
+    `benefit` and `harm` name the metrics that choose a winner and span the Pareto plot. `open` reads a question's inputs.
+    `planted(family, seed)` makes a small problem whose answer is known, on which the common checks run every method.
+    """
+
+    name: str
+    summary: str
+    metrics: tuple[Metric, ...]
+    benefit: str
+    harm: str
+    question: type[Question]
+    open: Callable[[Any], Setting]
+    planted: Callable[..., Setting]
+    receives: str
+    returns: str
+    known: ClassVar[dict[str, Contest]] = {}
+
+    def __post_init__(self) -> None:
+        Contest.known[self.name] = self
+
+    def method(
+        self,
+        *,
+        paper: str = "",
+        source: str = "",
+        needs: tuple[str, ...] = (),
+        changes: str = "weights",
+        departures: str = "",
+        exceptions: Mapping[str, str] | None = None,
+    ) -> Callable[[Callable[..., Any]], Method]:
+        """Make a function a method of this contest; its keyword-only parameters become its hyper-parameters."""
+
+        def decorate(function: Callable[..., Any]) -> Method:
+            return Method(self.name, function, paper, source, needs, changes, departures, exceptions or {})
+
+        return decorate
