@@ -61,6 +61,10 @@ class Setting(ABC):
         """Read what `save` wrote."""
 
     @abstractmethod
+    def difference(self, result: Any, other: Any) -> float:
+        """How far apart two results answer the exam's questions; 0 for equal results (tune: greatest difference of a logit)."""
+
+    @abstractmethod
     def digest(self, result: Any) -> str:
         """SHA-256 of a result's content: equal for equal bits."""
 

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import bakeoff
 from bakeoff import files
 from bakeoff.budget import Budget
@@ -29,6 +32,7 @@ from bakeoff.store import Store, address
 Progress = Callable[[float, float], None]
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "accelerate", "peft", "numpy", "scipy")
 _CURVE_POINTS = 200
+LARGEST_DIFFERENCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,16 @@ class Trial:
         store: Store,
         *,
         keep_result: bool = False,
+        need_result: bool = False,
         checkpoint_seconds: float = 30.0,
         progress: Progress = lambda fraction, loss: None,
         wait: bool = True,
     ) -> dict[str, Any]:
-        """The trial's record: from the store where it is done (and its result is kept, if asked for), else by running it.
+        """The trial's record: from the store where it is done, else by running it.
+
+        Args:
+            keep_result: leave what the method returned in the store (`store.artifact("trials", key)`) if the trial runs now.
+            need_result: run a trial again that is done but whose result was not kept.
 
         A method that raises makes a record with status `failed`; it is tried again the next time. An unfinished trial goes
         on from its last checkpoint. Raises store.Busy if another process runs it and `wait` is false; StoreError if nothing can
@@ -72,7 +81,8 @@ class Trial:
         """
         with store.lock("trials", self.key, blocking=wait):
             record = store.get("trials", self.key)
-            if record and record["status"] == "done" and (not keep_result or store.artifact("trials", self.key).is_dir()):
+            kept = store.artifact("trials", self.key).is_dir()
+            if record and record["status"] == "done" and (kept or not need_result):
                 return record
             common = {
                 "contest": self.method.contest, "method": self.method.name, "args": self.arguments,
@@ -82,7 +92,7 @@ class Trial:
             if not record or record["status"] != "done":
                 store.put("trials", self.key, {**common, "status": "running"})
             try:
-                record = {**common, **self._perform(store, keep_result, checkpoint_seconds, progress)}
+                record = {**common, **self._perform(store, keep_result or need_result, checkpoint_seconds, progress)}
             except StoreError:
                 raise
             except Exception as error:
@@ -107,10 +117,8 @@ class Trial:
         run.tick()
         peak = memory.peak()
         measured = self.setting.exam(result)
-        store.put(
-            "items", self.key, {name: {"components": m.components.tolist()} for name, m in measured.items()}
-        )
-        saved = _save(self.setting, result, store, self.key, keep_result)
+        store.put("items", self.key, {"components": {name: m.components.tolist() for name, m in measured.items()}})
+        saved, difference = _save(self.setting, result, store, self.key, keep_result)
         every = max(1, len(run.curve) // _CURVE_POINTS)
         return {
             "status": "done",
@@ -122,17 +130,32 @@ class Trial:
                 "bytes_saved": saved,
             },
             "weights_sha256": self.setting.digest(result),
+            "reload_difference": difference,
             "curve": run.curve[::every],
             "notes": dict(run.notes),
         }
 
 
-def _save(setting: Setting, result: Any, store: Store, key: str, keep: bool) -> int:
-    """Bytes that the result takes on disk; it stays in the store where it is to be kept."""
+def _save(setting: Setting, result: Any, store: Store, key: str, keep: bool) -> tuple[int, float]:
+    """Bytes that the result takes on disk, and how far what is read back is from it; it stays in the store if it is to be kept."""
     target = store.artifact("trials", key) if keep else store.work("trials", key) / "result"
     with files.replace_folder(target) as folder:
         setting.save(result, folder)
-        return sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+        size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+        difference = setting.difference(result, setting.reload(folder))
+        if not difference <= LARGEST_DIFFERENCE:
+            raise BakeoffError(
+                f"The saved model differs from the one in memory by {difference:g}: the method returns something that cannot be saved."
+            )
+    return size, difference
+
+
+def components(store: Store, key: str) -> dict[str, NDArray[np.float64]]:
+    """What the exam of a done trial measured, item by item: metric -> array of shape [items, components]."""
+    record = store.get("items", key)
+    if record is None:
+        raise StoreError(f"The exam of the trial {key} is missing from {store.url}: remove trials/{key}.json there and run the same command again.")
+    return {name: np.array(values) for name, values in record["components"].items()}
 
 
 class PeakMemory:

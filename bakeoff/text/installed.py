@@ -149,8 +149,11 @@ def _docstrings(source: str, where: str, seen: set[bytes]) -> Iterator[Example]:
             tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError):
             return
-    short = []
-    for node in ast.walk(tree):
+    short: list[str] = []
+    nodes: list[ast.AST] = [tree]
+    for node in nodes:
+        # No docstring stands in an expression, and most of a tree is expressions.
+        nodes += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         docstring = (ast.get_docstring(node) or "").strip()
@@ -168,7 +171,7 @@ def _docstrings(source: str, where: str, seen: set[bytes]) -> Iterator[Example]:
 def _is_english(text: str) -> bool:
     words = re.findall(r"[a-z]+", text.lower())
     return (
-        sum(character.isascii() for character in text) >= 0.98 * len(text)
+        len(text.encode("ascii", "ignore")) >= 0.98 * len(text)
         and sum(map(len, words)) >= 0.5 * len(text)
         and sum(word in _COMMON_WORDS for word in words) >= 0.1 * len(words)
     )

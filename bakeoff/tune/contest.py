@@ -29,6 +29,7 @@ from bakeoff.text import documents, encode, read, split
 from bakeoff.text.read import Example
 from bakeoff.text.tokenise import Item
 from bakeoff.training.batches import Shuffled
+from bakeoff.training.objectives import logits_of
 from bakeoff.training.run import Run
 
 _BINS = 15
@@ -138,9 +139,9 @@ class TuneSetting(Setting):
         ]
         if kept is not None:
             measured.append(Measured(KEPT_LOSS, _sums(kept, "negative_log_likelihood")))
-        quarters = np.stack([_quarters(s) for s in (target if kept is None else kept)])
-        if quarters[:, 1].sum():
-            measured.append(Measured(IN_CONTEXT_GAIN, quarters))
+        long = [s for s in (target if kept is None else kept) if len(s.correct) >= _SHORTEST_CONTEXT]
+        if long:
+            measured.append(Measured(IN_CONTEXT_GAIN, np.stack([_quarters(s) for s in long])))
         measured += [
             Measured(other_loss(name), _sums(rows, "negative_log_likelihood")) for name, rows in statistics.items() if name not in ("target", "kept")
         ]
@@ -151,6 +152,12 @@ class TuneSetting(Setting):
 
     def reload(self, folder: Path) -> Any:
         return lm.load(folder, dtype="auto", device=self.model.device).model
+
+    def difference(self, result: Any, other: Any) -> float:
+        rows = [row for rows in self.exam_rows.values() for row in rows[:4]]
+        with torch.inference_mode():
+            pairs = [[logits_of(m, row.input_ids[None].to(m.device)).float() for m in (result, other)] for row in rows]
+        return max(float((one - two).abs().max()) for one, two in pairs)
 
     def digest(self, result: Any) -> str:
         return lm.weights_digest(result)
@@ -279,8 +286,6 @@ def _bins(s: TokenStatistics) -> NDArray[np.float64]:
 def _quarters(s: TokenStatistics) -> NDArray[np.float64]:
     losses = s.negative_log_likelihood.double()
     quarter = len(losses) // 4
-    if len(losses) < _SHORTEST_CONTEXT:
-        return np.zeros(4)
     return np.array([float(losses[:quarter].sum()), quarter, float(losses[-quarter:].sum()), quarter])
 
 

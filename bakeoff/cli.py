@@ -1,0 +1,496 @@
+"""The command line. Torch and transformers are imported when a command needs them, so that help is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import math
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.exceptions import TyperException
+
+from bakeoff import __version__
+from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.training.threads import keep_memory
+
+if TYPE_CHECKING:
+    from bakeoff.comparison import Comparison, Watch
+    from bakeoff.store import Store
+
+app = typer.Typer(
+    help="Would that paper's trick work on my model? Published techniques, side by side on your own model and data.",
+    epilog="Every command takes --debug, which shows a traceback where something fails.",
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+StoreUrl = Annotated[str | None, typer.Option("--store", help="Folder or fsspec URL of the store. Default: .bakeoff, or BAKEOFF_STORE.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 well, 1 failed, 2 not understood, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words in ([], ["compare"], ["apply"]):
+        words = [*words, "--help"]
+    keep_memory()
+    try:
+        code = command(words)(args=words, prog_name="bakeoff", standalone_mode=False) or 0
+    except typer.Exit as done:
+        code = done.exit_code
+    except TyperException as error:
+        print(f"bakeoff: {error.format_message()} (--help says more)", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        again = shlex.join(["bakeoff", *words])
+        print(f"\nInterrupted. Nothing that was finished is lost; to go on, give the same command again:\n  {again}", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, BakeoffError):
+            print(f"bakeoff: {error}", file=sys.stderr)
+        else:
+            print(f"bakeoff: unexpected {type(error).__name__}: {error} (give --debug for the traceback)", file=sys.stderr)
+        code = error.exit_code if isinstance(error, BakeoffError) else 1
+    sys.exit(code)
+
+
+def command(words: Sequence[str]) -> Callable[..., Any]:
+    """The command tree. `compare` and `apply` have one subcommand for each contest; of the one named, options are made from its question."""
+    from bakeoff.registry import contest_names
+
+    for name, summary, handler, own in (
+        ("compare", "Run methods side by side and say which gains most, breaks least, costs least.", _compare, _COMPARE),
+        ("apply", "Run one method and save what it makes.", _apply, _APPLY),
+    ):
+        group = typer.Typer(rich_markup_mode=None)
+        for contest in contest_names():
+            options = {**own, **_options(contest), **_COMMON} if contest in words[1:2] and name == words[0] else {}
+            group.command(contest, help=f"{summary} Contest: {contest}.")(_function(handler, contest, options))
+        app.add_typer(group, name=name, help=summary)
+    return typer.main.get_command(app)
+
+
+def _function(handler: Callable[[str, dict[str, Any]], int], contest: str, options: dict[str, Any]) -> Callable[..., int]:
+    """A function that typer can read: one keyword parameter an option, None where the user gave nothing."""
+
+    def function(**given: Any) -> int:
+        return handler(contest, given)
+
+    function.__annotations__ = options
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None) for name, kind in options.items()]
+    )
+    return function
+
+
+def _options(contest_name: str) -> dict[str, Any]:
+    """The options that a contest's question needs, made from its fields."""
+    from bakeoff import registry
+
+    made: dict[str, Any] = {}
+    for name, field in registry.contest(contest_name).question.model_fields.items():
+        kind = list[str] if str(field.annotation).startswith("tuple") else field.annotation
+        made[name] = Annotated[kind | None, typer.Option(help=field.description, show_default=False)]  # type: ignore[valid-type, operator]
+    return made
+
+
+def _option(kind: Any, help: str, *names: str, **more: Any) -> Any:
+    return Annotated[kind | None, typer.Option(*names, help=help, show_default=False, **more)]
+
+
+_COMMON: dict[str, Any] = {
+    "budget": _option(str, "What each trial may spend: 60steps, 200ktokens, 10min."),
+    "out": _option(str, "Folder for results, report and model."),
+    "store": _option(str, "Folder or fsspec URL of the store. Default: .bakeoff, or BAKEOFF_STORE."),
+    "config": _option(str, "YAML file with the same fields; options given here come first."),
+    "checkpoint_seconds": _option(float, "Seconds between checkpoints of a trial. Default: 30.", min=0),
+    "quiet": _option(bool, "No progress.", "--quiet"),
+    "json": _option(bool, "Print the results as JSON.", "--json"),
+}
+_COMPARE: dict[str, Any] = {
+    "methods": Annotated[list[str] | None, typer.Argument(help='Methods, with values as in "lora(rank=8)".', show_default=False)],
+    "seeds": _option(int, "Trials of each method, one a seed. Default: 3.", min=1),
+    "seed_base": _option(int, "The first seed. Default: 0.", min=0),
+    "baseline": _option(str, "What effects are measured against. Default: the first method."),
+    "tune": _option(int, "Optuna trials for each method on a validation split first.", min=0),
+    "dry_run": _option(bool, "Print the plan with tokens, seconds and memory predicted, and stop.", "--dry-run"),
+}
+_APPLY: dict[str, Any] = {
+    "method": Annotated[str | None, typer.Argument(help='A method, with values as in "lora(rank=8)".', show_default=False)],
+    "seed": _option(int, "Default: 0.", min=0),
+}
+
+
+def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple[Any, dict[str, Any]]:
+    """The question and the remaining fields, from the configuration file and the options; options win."""
+    import yaml
+    from pydantic import ValidationError
+
+    from bakeoff import registry
+
+    contest = registry.contest(contest_name)
+    fields = dict.fromkeys(known)
+    if path := options.pop("config"):
+        try:
+            loaded = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        except OSError as error:
+            raise UsageError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(loaded, dict):
+            raise UsageError(f"The configuration {path} must hold fields such as 'model: DIR', one a line.")
+        loaded = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+        for key in loaded:
+            registry.pick(key, [*known, *contest.question.model_fields], f"field in {path}")
+        fields |= loaded
+    fields |= {key: value for key, value in options.items() if value not in (None, (), False)}
+    asked = {key: fields.pop(key) for key in contest.question.model_fields if fields.get(key) is not None}
+    try:
+        return contest.question(**asked), fields
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "--" + str(first["loc"][0]).replace("_", "-")
+        wrong = "is needed" if first["type"] == "missing" else f"is wrong ({first['msg']})"
+        raise UsageError(f"{name} {wrong}: `bakeoff compare {contest_name} --help` says what it takes.") from None
+
+
+def _need(fields: dict[str, Any], name: str, example: str) -> Any:
+    if fields.get(name) is None:
+        raise UsageError(f"--{name} is needed, for example --{name} {example}.")
+    return fields[name]
+
+
+def _compare(contest_name: str, options: dict[str, Any]) -> int:
+    question, fields = _given(contest_name, options, {*_COMPARE, *_COMMON} - {"config"})
+    from bakeoff import registry
+    from bakeoff.budget import Budget
+    from bakeoff.comparison import Comparison
+    from bakeoff.method import Spec
+
+    first = int(fields["seed_base"] or 0)
+    with _watching(bool(fields["quiet"])) as watch:
+        comparison = Comparison(
+            registry.contest(contest_name), question, [Spec.parse(m) for m in fields["methods"] or ()],
+            Budget.parse(str(_need(fields, "budget", "60steps"))), range(first, first + int(fields["seeds"] or 3)),
+            baseline=fields["baseline"] and str(Spec.parse(fields["baseline"])), tune=int(fields["tune"] or 0),
+            checkpoint_seconds=float(fields["checkpoint_seconds"] or 30), watch=watch, notice=_notice,
+        )  # fmt: skip
+        if fields["dry_run"]:
+            return _print_plan(comparison, bool(fields["json"]))
+        out = Path(_need(fields, "out", "results"))
+        results = run_comparison(comparison, out, _store(fields["store"]))
+    _print_results(results, out, bool(fields["json"]))
+    return 1 if results["comparison"]["refused"] or any(t["status"] == "failed" for t in results["trials"]) else 0
+
+
+def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str, Any]:
+    """Run a comparison and write `results.json`, `report.html` and, where a method helped, the model in `winner/`."""
+    from bakeoff import files
+    from bakeoff.report.card import model_card
+    from bakeoff.report.page import write_report
+
+    comparison = comparison.prepared()
+    out.mkdir(parents=True, exist_ok=True)
+    results = comparison.run(store)
+    files.write_json(out / "results.json", results)
+    winner = results["comparison"]["winner"]
+    if comparison.export_winner(results, store, out / "winner"):
+        trial = next(t for t in results["trials"] if t["label"] == winner["method"] and t["seed"] == winner["seed"])
+        card = model_card(comparison.methods[winner["method"]], trial, results["comparison"], results["environment"])
+        files.write_text(out / "winner" / "README.md", card)
+    write_report(results, out)
+    return results
+
+
+def _apply(contest_name: str, options: dict[str, Any]) -> int:
+    question, fields = _given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
+    from bakeoff import files, registry
+    from bakeoff.budget import Budget
+    from bakeoff.comparison import Comparison
+    from bakeoff.method import Spec
+    from bakeoff.report.card import model_card
+
+    spec, out = Spec.parse(_need(fields, "method", "full")), Path(_need(fields, "out", "model"))
+    seed = int(fields["seed"] or 0)
+    with _watching(bool(fields["quiet"])) as watch:
+        comparison = Comparison(
+            registry.contest(contest_name), question, [spec], Budget.parse(str(_need(fields, "budget", "60steps"))), [seed],
+            checkpoint_seconds=float(fields["checkpoint_seconds"] or 30), watch=watch, notice=_notice,
+        ).prepared()  # fmt: skip
+        store = _store(fields["store"])
+        results = comparison.run(store)
+        trial = (results["trials"] or [{"status": "refused", "error": next(iter(results["comparison"]["refused"].values()), "")}])[0]
+        if trial["status"] != "done":
+            raise BakeoffError(f"{spec} failed: {trial['error']}")
+        comparison.export(trial, store, out)
+    card = model_card(comparison.methods[str(spec)], trial, results["comparison"], results["environment"])
+    files.write_text(out / "README.md", card)
+    if fields["json"]:
+        print(json.dumps({"out": str(out), "trial": trial, "untouched": results["comparison"]["untouched"]}, indent=2))
+        return 0
+    for name, before in results["comparison"]["untouched"].items():
+        print(f"{name:28} {before['value']:9.4f} -> {trial['metrics'][name]['value']:9.4f} {before['unit']} ({before['better']} is better)")
+    print(f"\nSaved in {out}; read back, its answers differ from those of the model in memory by at most {trial['reload_difference']:g}.")
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"bakeoff {__version__}")
+        raise typer.Exit
+
+
+@app.command("list")
+def list_methods(contest: Annotated[str | None, typer.Argument(help="Contest; default: all.")] = None, as_json: Json = False) -> None:
+    """List the contests and their methods."""
+    from bakeoff import registry
+
+    names = [registry.pick(contest, registry.contest_names(), "contest")] if contest else registry.contest_names()
+    rows = [
+        {"contest": name, "method": m.name, "paper": m.paper, "source": m.source, "needs": list(m.needs), "summary": m.doc.split("\n")[0]}
+        for name in names
+        for m in registry.methods(name).values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for name in names:
+        print(f"{name}: {registry.contest(name).summary}")
+        own = [row for row in rows if row["contest"] == name]
+        width = max((len(str(row["method"])) for row in own), default=0)
+        for row in own:
+            print(f"  {row['method']:{width}}  {row['summary']}")
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """Show a method: what it does, its source, its parameters and what they may be."""
+    from bakeoff import registry
+    from bakeoff.method import Range
+
+    found = {c: registry.methods(c) for c in registry.contest_names()}
+    places = [c for c, methods in found.items() if name in methods]
+    if not places and (".py" in name or ":" in name):
+        method = registry.method_from(name)
+    else:
+        if not places:
+            registry.pick(name, [m for methods in found.values() for m in methods], "method")
+        method = found[places[0]][name]
+    parameters = [
+        {"name": p.name, "type": p.type.__name__, "default": p.default,
+         "values": [p.values.low, p.values.high] if isinstance(p.values, Range) else list(p.values or [])}
+        for p in method.parameters
+    ]  # fmt: skip
+    if as_json:
+        print(json.dumps({"method": method.name, "contest": method.contest, "paper": method.paper, "source": method.source,
+                          "needs": list(method.needs), "changes": method.changes, "departures": method.departures,
+                          "doc": method.doc, "parameters": parameters}, indent=2))  # fmt: skip
+        return
+    print(f"{method.name} ({method.contest}){', paper ' + method.paper if method.paper else ''}\n\n{method.doc}\n")
+    for label, value in (("Source", method.source), ("Needs", ", ".join(method.needs)), ("Changes", method.changes), ("Departures", method.departures)):
+        if value:
+            print(f"{label}: {value}")
+    for p in method.parameters:
+        values = f"{p.values.low:g} to {p.values.high:g}" if isinstance(p.values, Range) else ", ".join(map(str, p.values or ()))
+        print(f"  {p.name} = {p.default!r}{'   (' + values + ')' if values else ''}")
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A method's name, FILE.py, FILE.py:NAME or package.module:NAME.")],
+    contest: Annotated[str | None, typer.Option(help="The contest, where a name is in several.")] = None,
+    quick: Annotated[bool, typer.Option(help="Only what a comparison checks before it gives a method a row.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run the common checks on a method, one of ours or your own."""
+    from bakeoff import check as checks
+    from bakeoff import registry
+
+    if ".py" in name or ":" in name:
+        method = registry.method_from(name)
+    else:
+        places = [contest] if contest else [c for c in registry.contest_names() if name in registry.methods(c)]
+        method = registry.method(places[0] if places else "tune", name)
+    results = checks.check(method, quick=quick)
+    if as_json:
+        print(json.dumps([vars(r) for r in results], indent=2))
+    else:
+        for r in results:
+            print(f"{r.status:16} {r.name:18} {r.seconds:6.1f} s  {r.sentence}")
+    return 1 if any(r.status == "failed" for r in results) else 0
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'reference'.")],
+    text: Annotated[str, typer.Option(help="Text file, data file or dataset folder.")],
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows over long texts; default: no overlap.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's perplexity on a text, by token, word and byte."""
+    import dataclasses
+
+    from bakeoff import lm
+    from bakeoff.errors import DataError
+    from bakeoff.lm.score import perplexity
+    from bakeoff.text import read
+
+    examples = read(text)
+    if examples[0].kind != "text":
+        raise DataError(f"{text} holds rows of kind {examples[0].kind}: score reads plain text (a column 'text').")
+    loaded = lm.load(model)
+    found = dataclasses.asdict(perplexity(loaded.model, loaded.tokenizer, [e.text for e in examples], stride=stride))
+    if as_json:
+        print(json.dumps({"model": model, "text": text, **found}, indent=2))
+        return
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):18} {value:,.4f}" if isinstance(value, float) else f"{name.replace('_', ' '):18} {value:,}")
+
+
+@app.command()
+def study(
+    slug: str,
+    scale: Annotated[Literal["smoke", "laptop", "gpu"], typer.Option(help="How large: seconds, minutes, or with a GPU.")] = "laptop",
+    seed_base: Annotated[int, typer.Option(min=0, help="The first seed; another one repeats the study on fresh randomness.")] = 0,
+    store: StoreUrl = None,
+    record: Annotated[bool, typer.Option(help="Write the verdict into the package, as the project's own.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a paper's claim and judge it."""
+    from bakeoff import study as studying
+
+    with _watching(quiet) as watch:
+        verdict = studying.run(slug, scale, seed_base=seed_base, store=_store(store), watch=watch, notice=_notice)
+    if record:
+        studying.record(verdict)
+    print(json.dumps(verdict, indent=2) if as_json else studying.told(verdict))
+
+
+@app.command()
+def studies(as_json: Json = False) -> None:
+    """List the claims that were run, with their verdicts."""
+    from bakeoff import study as studying
+
+    rows = studying.listed()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'study':18} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} stale")
+    for row in rows:
+        print(f"{row['slug']:18} {row['verdict'] or '-':10} {row['scale'] or '-':7} {row['seeds'] or '-':>5} {row['date'] or '-':10} {'yes' if row['stale'] else 'no'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `bakeoff compare` wrote.")]) -> None:
+    """Write report.html anew from a folder's results.json, and print the table."""
+    from bakeoff.report.page import write_report
+    from bakeoff.report.table import markdown
+
+    results = read_results(folder)
+    print(markdown(results))
+    print(f"\nReport: {write_report(results, folder)}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for results, report and model.")] = Path("demo"), store: StoreUrl = None, quiet: bool = False) -> int:
+    """Compare five ways of fine-tuning the packaged model on real text: a few minutes on two cores."""
+    from bakeoff import demo as demonstration
+
+    with _watching(quiet) as watch:
+        comparison = demonstration.comparison(out, watch, _notice)
+        results = run_comparison(comparison, out, _store(store))
+    _print_results(results, out, False)
+    print(demonstration.next_commands(out))
+    return 0
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results that a comparison wrote; UsageError where there are none or they are damaged."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text("utf-8"))
+        if not {"comparison", "trials", "effects", "environment"} <= set(results):
+            raise ValueError("fields are missing")
+    except OSError:
+        raise UsageError(f"There is no {path}: give the folder that `bakeoff compare --out` wrote.") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}): run the same `bakeoff compare` again; finished trials are kept.") from None
+    return dict(results)
+
+
+def _print_results(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    from bakeoff.report.table import markdown, render
+
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        render(results, Console())
+    else:
+        print(markdown(results))
+    model = f", model: {out / 'winner'}" if results["comparison"]["winner"] else ""
+    print(f"\nResults: {out / 'results.json'}, report: {out / 'report.html'}{model}")
+
+
+def _print_plan(comparison: Comparison, as_json: bool) -> int:
+    plan = comparison.predict()
+    total = sum(p["trials"] * (p["seconds"] + p["exam_seconds"]) for p in plan)
+    if as_json:
+        print(json.dumps({"plan": plan, "budget": str(comparison.budget), "seeds": list(comparison.seeds), "total_seconds": total,
+                          "question": comparison.question.model_dump(mode="json")}, indent=2))  # fmt: skip
+        return 0
+    print(f"{'method':32} {'trials':>6} {'tokens':>12} {'seconds':>8} {'memory':>9}   (a trial)")
+    for p in plan:
+        print(f"{p['label']:32} {p['trials']:6} {p['tokens']:12,} {p['seconds']:8.1f} {p['peak_memory_bytes'] / 1e6:6.0f} MB")
+    print(f"\nBudget {comparison.budget}, seeds {', '.join(map(str, comparison.seeds))}; about {total:.0f} seconds in all, exams included.")
+    return 0
+
+
+def _store(url: str | None) -> Store:
+    from bakeoff.store import Store
+
+    return Store(url)
+
+
+def _notice(sentence: str) -> None:
+    print(f"bakeoff: {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _watching(quiet: bool) -> Iterator[Watch]:
+    """A progress bar on standard error, silent when that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what, over, total, fraction, loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=1.0)
+
+        def watch(what: str, over: int, total: int, fraction: float, loss: float) -> None:
+            shown = "" if math.isnan(loss) else f"  loss {loss:.3f}"
+            done = over + (0.0 if math.isnan(loss) else fraction)
+            bar.update(task, total=total, completed=done, description=f"{over} of {total} trials  {what}{shown}")
+
+        yield watch
+
