@@ -11,6 +11,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +33,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Folder or fsspec URL of the store. Default: .bakeoff, or BAKEOFF_STORE.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="Folder or fsspec URL of the store. Default: .bakeoff, or BAKEOFF_STORE.")
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,7 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         again = shlex.join(["bakeoff", *words])
-        print(f"\nInterrupted. Nothing that was finished is lost; to go on, give the same command again:\n  {again}", file=sys.stderr)
+        print(
+            f"\nInterrupted. Nothing that was finished is lost; to go on, give the same command again:\n  {again}",
+            file=sys.stderr,
+        )
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,17 +69,24 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(error, BakeoffError):
             print(f"bakeoff: {error}", file=sys.stderr)
         else:
-            print(f"bakeoff: unexpected {type(error).__name__}: {error} (give --debug for the traceback)", file=sys.stderr)
+            print(
+                f"bakeoff: unexpected {type(error).__name__}: {error} (give --debug for the traceback)", file=sys.stderr
+            )
         code = error.exit_code if isinstance(error, BakeoffError) else 1
     sys.exit(code)
 
 
 def command(words: Sequence[str]) -> Callable[..., Any]:
-    """The command tree. `compare` and `apply` have one subcommand for each contest; of the one named, options are made from its question."""
+    """The command tree. `compare` and `apply` have one subcommand a contest; the one named gets its question's options."""
     from bakeoff.registry import contest_names
 
     for name, summary, handler, own in (
-        ("compare", "Run methods side by side and say which gains most, breaks least, costs least.", _compare, _COMPARE),
+        (
+            "compare",
+            "Run methods side by side and say which gains most, breaks least, costs least.",
+            _compare,
+            _COMPARE,
+        ),
         ("apply", "Run one method and save what it makes.", _apply, _APPLY),
     ):
         group = typer.Typer(rich_markup_mode=None)
@@ -84,7 +97,9 @@ def command(words: Sequence[str]) -> Callable[..., Any]:
     return typer.main.get_command(app)
 
 
-def _function(handler: Callable[[str, dict[str, Any]], int], contest: str, options: dict[str, Any]) -> Callable[..., int]:
+def _function(
+    handler: Callable[[str, dict[str, Any]], int], contest: str, options: dict[str, Any]
+) -> Callable[..., int]:
     """A function that typer can read: one keyword parameter an option, None where the user gave nothing."""
 
     def function(**given: Any) -> int:
@@ -92,7 +107,10 @@ def _function(handler: Callable[[str, dict[str, Any]], int], contest: str, optio
 
     function.__annotations__ = options
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None) for name, kind in options.items()]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None)
+            for name, kind in options.items()
+        ]
     )
     return function
 
@@ -122,7 +140,9 @@ _COMMON: dict[str, Any] = {
     "json": _option(bool, "Print the results as JSON.", "--json"),
 }
 _COMPARE: dict[str, Any] = {
-    "methods": Annotated[list[str] | None, typer.Argument(help='Methods, with values as in "lora(rank=8)".', show_default=False)],
+    "methods": Annotated[
+        list[str] | None, typer.Argument(help='Methods, with values as in "lora(rank=8)".', show_default=False)
+    ],
     "seeds": _option(int, "Trials of each method, one a seed. Default: 3.", min=1),
     "seed_base": _option(int, "The first seed. Default: 0.", min=0),
     "baseline": _option(str, "What effects are measured against. Default: the first method."),
@@ -130,7 +150,9 @@ _COMPARE: dict[str, Any] = {
     "dry_run": _option(bool, "Print the plan with tokens, seconds and memory predicted, and stop.", "--dry-run"),
 }
 _APPLY: dict[str, Any] = {
-    "method": Annotated[str | None, typer.Argument(help='A method, with values as in "lora(rank=8)".', show_default=False)],
+    "method": Annotated[
+        str | None, typer.Argument(help='A method, with values as in "lora(rank=8)".', show_default=False)
+    ],
     "seed": _option(int, "Default: 0.", min=0),
 }
 
@@ -149,7 +171,7 @@ def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple
             loaded = yaml.safe_load(Path(path).read_text("utf-8")) or {}
         except OSError as error:
             raise UsageError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
         if not isinstance(loaded, dict):
             raise UsageError(f"The configuration {path} must hold fields such as 'model: DIR', one a line.")
@@ -157,7 +179,7 @@ def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple
         for key in loaded:
             registry.pick(key, [*known, *contest.question.model_fields], f"field in {path}")
         fields |= loaded
-    fields |= {key: value for key, value in options.items() if value not in (None, (), False)}
+    fields |= {k: value for k, value in options.items() if value is not None and value is not False and value != []}
     asked = {key: fields.pop(key) for key in contest.question.model_fields if fields.get(key) is not None}
     try:
         return contest.question(**asked), fields
@@ -168,10 +190,20 @@ def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple
         raise UsageError(f"{name} {wrong}: `bakeoff compare {contest_name} --help` says what it takes.") from None
 
 
-def _need(fields: dict[str, Any], name: str, example: str) -> Any:
+def _need(fields: dict[str, Any], name: str, example: str) -> str:
     if fields.get(name) is None:
         raise UsageError(f"--{name} is needed, for example --{name} {example}.")
-    return fields[name]
+    return str(fields[name])
+
+
+def _number(fields: dict[str, Any], name: str, default: float, least: float = 0) -> Any:
+    """A number of the default's type; a configuration file may hold anything."""
+    value, kind = default if fields[name] is None else fields[name], type(default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < least or value != kind(value):
+        option = "--" + name.replace("_", "-")
+        whole = "whole " if kind is int else ""
+        raise UsageError(f"{option} must be a {whole}number of at least {least:g}, not {value!r}.")
+    return kind(value)
 
 
 def _compare(contest_name: str, options: dict[str, Any]) -> int:
@@ -181,13 +213,15 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
     from bakeoff.comparison import Comparison
     from bakeoff.method import Spec
 
-    first = int(fields["seed_base"] or 0)
+    first = _number(fields, "seed_base", 0)
+    methods = fields["methods"] or []
     with _watching(bool(fields["quiet"])) as watch:
         comparison = Comparison(
-            registry.contest(contest_name), question, [Spec.parse(m) for m in fields["methods"] or ()],
-            Budget.parse(str(_need(fields, "budget", "60steps"))), range(first, first + int(fields["seeds"] or 3)),
-            baseline=fields["baseline"] and str(Spec.parse(fields["baseline"])), tune=int(fields["tune"] or 0),
-            checkpoint_seconds=float(fields["checkpoint_seconds"] or 30), watch=watch, notice=_notice,
+            registry.contest(contest_name), question,
+            [Spec.parse(str(m)) for m in (methods if isinstance(methods, list) else [methods])],
+            Budget.parse(_need(fields, "budget", "60steps")), range(first, first + _number(fields, "seeds", 3, 1)),
+            baseline=fields["baseline"] and str(Spec.parse(str(fields["baseline"]))), tune=_number(fields, "tune", 0),
+            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice,
         )  # fmt: skip
         if fields["dry_run"]:
             return _print_plan(comparison, bool(fields["json"]))
@@ -203,49 +237,75 @@ def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str,
     from bakeoff.report.card import model_card
     from bakeoff.report.page import write_report
 
+    def card(trial: dict[str, Any]) -> str:
+        return model_card(comparison.methods[trial["label"]], trial, results["comparison"], results["environment"])
+
     comparison = comparison.prepared()
-    out.mkdir(parents=True, exist_ok=True)
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     results = comparison.run(store)
-    files.write_json(out / "results.json", results)
-    winner = results["comparison"]["winner"]
-    if comparison.export_winner(results, store, out / "winner"):
-        trial = next(t for t in results["trials"] if t["label"] == winner["method"] and t["seed"] == winner["seed"])
-        card = model_card(comparison.methods[winner["method"]], trial, results["comparison"], results["environment"])
-        files.write_text(out / "winner" / "README.md", card)
-    write_report(results, out)
+    with _only_writer(out, store):
+        files.write_json(out / "results.json", results)
+        comparison.export_winner(results, store, out / "winner", card)
+        write_report(results, out)
     return results
+
+
+def _only_writer(out: Path, store: Store) -> AbstractContextManager[None]:
+    """Keeps processes that share a store from writing the same output at once."""
+    from bakeoff.store import address
+
+    return store.lock("outputs", address({"folder": str(out.resolve())}))
 
 
 def _apply(contest_name: str, options: dict[str, Any]) -> int:
     question, fields = _given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
-    from bakeoff import files, registry
+    from bakeoff import registry
     from bakeoff.budget import Budget
     from bakeoff.comparison import Comparison
     from bakeoff.method import Spec
     from bakeoff.report.card import model_card
 
     spec, out = Spec.parse(_need(fields, "method", "full")), Path(_need(fields, "out", "model"))
-    seed = int(fields["seed"] or 0)
+    seed = _number(fields, "seed", 0)
+    _refuse_to_replace(out)
     with _watching(bool(fields["quiet"])) as watch:
         comparison = Comparison(
-            registry.contest(contest_name), question, [spec], Budget.parse(str(_need(fields, "budget", "60steps"))), [seed],
-            checkpoint_seconds=float(fields["checkpoint_seconds"] or 30), watch=watch, notice=_notice,
+            registry.contest(contest_name), question, [spec], Budget.parse(_need(fields, "budget", "60steps")), [seed],
+            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice,
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
         results = comparison.run(store)
-        trial = (results["trials"] or [{"status": "refused", "error": next(iter(results["comparison"]["refused"].values()), "")}])[0]
+        trial = (
+            results["trials"]
+            or [{"status": "refused", "error": next(iter(results["comparison"]["refused"].values()), "")}]
+        )[0]
         if trial["status"] != "done":
             raise BakeoffError(f"{spec} failed: {trial['error']}")
-        comparison.export(trial, store, out)
-    card = model_card(comparison.methods[str(spec)], trial, results["comparison"], results["environment"])
-    files.write_text(out / "README.md", card)
+        card = model_card(comparison.methods[str(spec)], trial, results["comparison"], results["environment"])
+        with _only_writer(out, store):
+            comparison.export(trial, store, out, card)
     if fields["json"]:
         print(json.dumps({"out": str(out), "trial": trial, "untouched": results["comparison"]["untouched"]}, indent=2))
         return 0
     for name, before in results["comparison"]["untouched"].items():
-        print(f"{name:28} {before['value']:9.4f} -> {trial['metrics'][name]['value']:9.4f} {before['unit']} ({before['better']} is better)")
-    print(f"\nSaved in {out}; read back, its answers differ from those of the model in memory by at most {trial['reload_difference']:g}.")
+        print(
+            f"{name:28} {before['value']:9.4f} -> {trial['metrics'][name]['value']:9.4f} {before['unit']} ({before['better']} is better)"
+        )
+    print(
+        f"\nSaved in {out}; read back, its answers differ from those of the model in memory by at most {trial['reload_difference']:g}."
+    )
     return 0
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """UsageError for a folder with content that no earlier `bakeoff apply` wrote: it would be lost."""
+    if out.is_dir() and any(out.iterdir()):
+        card = out / "README.md"
+        if not (card.is_file() and "Made by bakeoff " in card.read_text("utf-8", errors="replace")):
+            raise UsageError(
+                f"{out} holds other files, which the model would replace: give --out an empty or new folder."
+            )
 
 
 @app.callback(invoke_without_command=True)
@@ -256,13 +316,22 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 
 @app.command("list")
-def list_methods(contest: Annotated[str | None, typer.Argument(help="Contest; default: all.")] = None, as_json: Json = False) -> None:
+def list_methods(
+    contest: Annotated[str | None, typer.Argument(help="Contest; default: all.")] = None, as_json: Json = False
+) -> None:
     """List the contests and their methods."""
     from bakeoff import registry
 
     names = [registry.pick(contest, registry.contest_names(), "contest")] if contest else registry.contest_names()
     rows = [
-        {"contest": name, "method": m.name, "paper": m.paper, "source": m.source, "needs": list(m.needs), "summary": m.doc.split("\n")[0]}
+        {
+            "contest": name,
+            "method": m.name,
+            "paper": m.paper,
+            "source": m.source,
+            "needs": list(m.needs),
+            "summary": m.doc.split("\n")[0],
+        }
         for name in names
         for m in registry.methods(name).values()
     ]
@@ -302,11 +371,20 @@ def show(name: str, as_json: Json = False) -> None:
                           "doc": method.doc, "parameters": parameters}, indent=2))  # fmt: skip
         return
     print(f"{method.name} ({method.contest}){', paper ' + method.paper if method.paper else ''}\n\n{method.doc}\n")
-    for label, value in (("Source", method.source), ("Needs", ", ".join(method.needs)), ("Changes", method.changes), ("Departures", method.departures)):
+    for label, value in (
+        ("Source", method.source),
+        ("Needs", ", ".join(method.needs)),
+        ("Changes", method.changes),
+        ("Departures", method.departures),
+    ):
         if value:
             print(f"{label}: {value}")
     for p in method.parameters:
-        values = f"{p.values.low:g} to {p.values.high:g}" if isinstance(p.values, Range) else ", ".join(map(str, p.values or ()))
+        values = (
+            f"{p.values.low:g} to {p.values.high:g}"
+            if isinstance(p.values, Range)
+            else ", ".join(map(str, p.values or ()))
+        )
         print(f"  {p.name} = {p.default!r}{'   (' + values + ')' if values else ''}")
 
 
@@ -339,7 +417,9 @@ def check(
 def score(
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'reference'.")],
     text: Annotated[str, typer.Option(help="Text file, data file or dataset folder.")],
-    stride: Annotated[int | None, typer.Option(help="Tokens between windows over long texts; default: no overlap.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between windows over long texts; default: no overlap.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model's perplexity on a text, by token, word and byte."""
@@ -359,14 +439,22 @@ def score(
         print(json.dumps({"model": model, "text": text, **found}, indent=2))
         return
     for name, value in found.items():
-        print(f"{name.replace('_', ' '):18} {value:,.4f}" if isinstance(value, float) else f"{name.replace('_', ' '):18} {value:,}")
+        print(
+            f"{name.replace('_', ' '):18} {value:,.4f}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' '):18} {value:,}"
+        )
 
 
 @app.command()
 def study(
     slug: str,
-    scale: Annotated[Literal["smoke", "laptop", "gpu"], typer.Option(help="How large: seconds, minutes, or with a GPU.")] = "laptop",
-    seed_base: Annotated[int, typer.Option(min=0, help="The first seed; another one repeats the study on fresh randomness.")] = 0,
+    scale: Annotated[
+        Literal["smoke", "laptop", "gpu"], typer.Option(help="How large: seconds, minutes, or with a GPU.")
+    ] = "laptop",
+    seed_base: Annotated[
+        int, typer.Option(min=0, help="The first seed; another one repeats the study on fresh randomness.")
+    ] = 0,
     store: StoreUrl = None,
     record: Annotated[bool, typer.Option(help="Write the verdict into the package, as the project's own.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
@@ -393,7 +481,8 @@ def studies(as_json: Json = False) -> None:
         return
     print(f"{'study':18} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} stale")
     for row in rows:
-        print(f"{row['slug']:18} {row['verdict'] or '-':10} {row['scale'] or '-':7} {row['seeds'] or '-':>5} {row['date'] or '-':10} {'yes' if row['stale'] else 'no'}")
+        known = [row[name] or "-" for name in ("slug", "verdict", "scale", "seeds", "date")]
+        print("{:18} {:10} {:7} {:>5} {:10}".format(*known), "yes" if row["stale"] else "no")
 
 
 @app.command()
@@ -408,7 +497,11 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that `bakeoff c
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for results, report and model.")] = Path("demo"), store: StoreUrl = None, quiet: bool = False) -> int:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results, report and model.")] = Path("demo"),
+    store: StoreUrl = None,
+    quiet: bool = False,
+) -> int:
     """Compare five ways of fine-tuning the packaged model on real text: a few minutes on two cores."""
     from bakeoff import demo as demonstration
 
@@ -425,12 +518,14 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     try:
         results = json.loads(path.read_text("utf-8"))
-        if not {"comparison", "trials", "effects", "environment"} <= set(results):
+        if not isinstance(results, dict) or not {"comparison", "trials", "effects", "environment"} <= set(results):
             raise ValueError("fields are missing")
     except OSError:
         raise UsageError(f"There is no {path}: give the folder that `bakeoff compare --out` wrote.") from None
     except ValueError as error:
-        raise UsageError(f"{path} is damaged ({error}): run the same `bakeoff compare` again; finished trials are kept.") from None
+        raise UsageError(
+            f"{path} is damaged ({error}): run the same `bakeoff compare` again; finished trials are kept."
+        ) from None
     return dict(results)
 
 
@@ -459,8 +554,12 @@ def _print_plan(comparison: Comparison, as_json: bool) -> int:
         return 0
     print(f"{'method':32} {'trials':>6} {'tokens':>12} {'seconds':>8} {'memory':>9}   (a trial)")
     for p in plan:
-        print(f"{p['label']:32} {p['trials']:6} {p['tokens']:12,} {p['seconds']:8.1f} {p['peak_memory_bytes'] / 1e6:6.0f} MB")
-    print(f"\nBudget {comparison.budget}, seeds {', '.join(map(str, comparison.seeds))}; about {total:.0f} seconds in all, exams included.")
+        print(
+            f"{p['label']:32} {p['trials']:6} {p['tokens']:12,} {p['seconds']:8.1f} {p['peak_memory_bytes'] / 1e6:6.0f} MB"
+        )
+    print(
+        f"\nBudget {comparison.budget}, seeds {', '.join(map(str, comparison.seeds))}; about {total:.0f} seconds in all, exams included."
+    )
     return 0
 
 
@@ -483,7 +582,12 @@ def _watching(quiet: bool) -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=1.0)
 
@@ -493,4 +597,3 @@ def _watching(quiet: bool) -> Iterator[Watch]:
             bar.update(task, total=total, completed=done, description=f"{over} of {total} trials  {what}{shown}")
 
         yield watch
-

@@ -17,14 +17,13 @@ import numpy as np
 
 from bakeoff import check, files, registry, stats
 from bakeoff.budget import Budget
-from bakeoff.contest import Contest, Question, Setting
+from bakeoff.contest import UNTOUCHED, Contest, Question, Setting
 from bakeoff.errors import StoreError, UsageError
 from bakeoff.method import Method, Spec
 from bakeoff.metric import Metric
 from bakeoff.store import Busy, Store
 from bakeoff.trial import PeakMemory, Trial, components, environment
 
-UNTOUCHED = "untouched"
 ALPHA = 0.05
 
 Watch = Callable[[str, int, int, float, float], None]
@@ -57,7 +56,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if not self.specs:
-            raise UsageError(f"No method is named: give at least one of those that `bakeoff list {self.contest.name}` shows.")
+            raise UsageError(
+                f"No method is named: give at least one of those that `bakeoff list {self.contest.name}` shows."
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UsageError("The seeds must be at least one and all different.")
         labels = [str(spec) for spec in self.specs]
@@ -66,7 +67,9 @@ class Comparison:
         for spec in self.specs:
             method = registry.method(self.contest.name, spec.name)
             if method.contest != self.contest.name:
-                raise UsageError(f"{spec.name} is a method of the contest {method.contest}, not of {self.contest.name}.")
+                raise UsageError(
+                    f"{spec.name} is a method of the contest {method.contest}, not of {self.contest.name}."
+                )
             method.resolve(spec.arguments)
             self.methods[str(spec)] = method
         if self.baseline and self.baseline not in (*labels, UNTOUCHED):
@@ -92,7 +95,11 @@ class Comparison:
         tuned = {str(spec): self._tune(spec, setting.tuning(), store) for spec in specs} if self.tune else {}
         trials = {
             (str(spec), seed): Trial(
-                self.methods[str(spec)], {**tuned.get(str(spec), {}).get("best", {}), **spec.arguments}, seed, self.budget, setting
+                self.methods[str(spec)],
+                {**tuned.get(str(spec), {}).get("best", {}), **spec.arguments},
+                seed,
+                self.budget,
+                setting,
             )
             for seed in self.seeds
             for spec in specs
@@ -127,14 +134,19 @@ class Comparison:
                 "baseline": first,
                 "benefit": self.contest.benefit,
                 "harm": self.contest.harm,
+                "tune": self.tune,
                 "facts": setting.facts(),
+                "inputs": setting.made_by()["inputs"],
                 "untouched": {name: m.metric.describe(m.value) for name, m in start.items()},
                 "exam_seconds": exam_seconds,
                 "refused": refused,
                 "tuning": tuned,
                 "winner": self._winner(whole, arrays, metrics, effects, records),
             },
-            "trials": [{"label": label, "key": trials[label, seed].key, **_shown(records[label, seed])} for label, seed in trials],
+            "trials": [
+                {"label": label, "key": trials[label, seed].key, **_shown(records[label, seed])}
+                for label, seed in trials
+            ],
             "effects": effects,
             "environment": environments[-1] if environments else environment(),
         }
@@ -166,7 +178,7 @@ class Comparison:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         method = self.methods[str(spec)]
-        free = [p for p in method.parameters if p.values is not None and p.name not in spec.arguments]
+        free = [p for p in method.parameters if p.searched and p.name not in spec.arguments]
         better = next(m.better for m in self.contest.metrics if m.name == self.contest.benefit)
         tried: list[dict[str, Any]] = []
 
@@ -184,7 +196,8 @@ class Comparison:
             return float(tried[-1]["value"])
 
         study = optuna.create_study(
-            direction="minimize" if better == "lower" else "maximize", sampler=optuna.samplers.TPESampler(seed=self.seeds[0])
+            direction="minimize" if better == "lower" else "maximize",
+            sampler=optuna.samplers.TPESampler(seed=self.seeds[0]),
         )
         study.enqueue_trial({p.name: p.default for p in free})
         study.optimize(objective, n_trials=self.tune if free else 1)
@@ -212,7 +225,9 @@ class Comparison:
         if not helped:
             return None
         best = min(helped, key=lambda label: mean(label, benefit))
-        against = {e["method"]: e["decided"] for e in effects_against(best, [h for h in helped if h != best], benefit, arrays)}
+        against = {
+            e["method"]: e["decided"] for e in effects_against(best, [h for h in helped if h != best], benefit, arrays)
+        }
         level = [label for label in helped if label == best or (against[label] == "undecided" and len(self.seeds) > 1)]
         chosen = min(level, key=lambda label: mean(label, harm))
         return {
@@ -221,30 +236,51 @@ class Comparison:
             "rule": f"least {harm.name} among the methods that no decided difference in {benefit.name} separates from the best",
         }  # fmt: skip
 
-    def export_winner(self, results: dict[str, Any], store: Store, folder: Path) -> bool:
+    def export_winner(
+        self, results: dict[str, Any], store: Store, folder: Path, card: Callable[[dict[str, Any]], str]
+    ) -> bool:
         """Write the winner's model of the first seed into `folder`, proven to be the one measured. False without a winner.
 
-        Results of other methods that the store still keeps are removed.
+        Results of other methods that the store still keeps are removed. `card` makes the model card from the trial.
         """
         winner = results["comparison"]["winner"]
         if winner:
             chosen = next(t for t in results["trials"] if (t["label"], t["seed"]) == (winner["method"], winner["seed"]))
-            self.export(chosen, store, folder)
+            self.export(chosen, store, folder, card(chosen))
         for other in results["trials"]:
             if not winner or other is not chosen:
                 files.remove_folder(store.artifact("trials", other["key"]))
         return winner is not None
 
-    def export(self, shown: dict[str, Any], store: Store, folder: Path) -> None:
-        """Write the result of a trial of these results into `folder`, proven to be the one measured."""
+    def export(self, shown: dict[str, Any], store: Store, folder: Path, card: str) -> None:
+        """Write the result of a trial of these results and its card into `folder`, proven to be the one measured.
+
+        A result that the store keeps and that is damaged is moved aside and made again.
+        """
         setting = self.opened()
         trial = Trial(self.methods[shown["label"]], shown["args_passed"], shown["seed"], self.budget, setting)
-        trial.run(store, need_result=True, checkpoint_seconds=self.checkpoint_seconds)
         source = store.artifact("trials", trial.key)
-        if setting.digest(setting.reload(source)) != shown["weights_sha256"]:
-            raise StoreError(f"The model in {source} is not the one that was measured: remove that folder and run the same command again.")
+
+        def is_whole() -> bool:
+            trial.run(store, need_result=True, checkpoint_seconds=self.checkpoint_seconds)
+            try:
+                return setting.digest(setting.reload(source)) == shown["weights_sha256"]
+            except UsageError:
+                return False
+
+        if not is_whole():
+            number = 1 + len(list(source.parent.glob(f"{source.name}.damaged-*")))
+            aside = source.with_name(f"{source.name}.damaged-{number}")
+            with files.writing(aside):
+                source.rename(aside)
+            self.notice(f"The model in {source} is damaged, kept as {aside.name}; it is made again.")
+            if not is_whole():
+                raise StoreError(
+                    f"The model that {shown['label']} makes is not the one that was measured: run it with another --store."
+                )
         with files.replace_folder(folder) as new:
             shutil.copytree(source, new, dirs_exist_ok=True)
+            (new / "README.md").write_text(card, "utf-8")
 
     def predict(self) -> list[dict[str, Any]]:
         """What each trial will take, from a short run of each method: tokens, seconds, peak memory in bytes."""
@@ -285,7 +321,10 @@ def effects_against(
 ) -> list[dict[str, Any]]:
     """The paired effect of every label on a metric against a baseline, Holm-adjusted over the labels."""
     compared = [label for label in labels if label != baseline]
-    effects = [stats.paired_effect(arrays[label, metric.name], arrays[baseline, metric.name], metric.reduce) for label in compared]
+    effects = [
+        stats.paired_effect(arrays[label, metric.name], arrays[baseline, metric.name], metric.reduce)
+        for label in compared
+    ]
     adjusted = stats.holm([effect.p for effect in effects])
     return [
         {

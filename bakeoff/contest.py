@@ -16,6 +16,9 @@ from bakeoff.metric import Measured, Metric
 if TYPE_CHECKING:
     from bakeoff.training.run import Run
 
+UNTOUCHED = "untouched"
+"""The label of the input as it is, in tables and effects."""
+
 
 class Question(BaseModel):
     """What a user asks: the fields are the contest's options on the command line and in a configuration file."""

@@ -20,11 +20,15 @@ from bakeoff.errors import UsageError
 
 @dataclass(frozen=True)
 class Range:
-    """The values a number may take, both ends included; `log` says that a search steps through it by factors."""
+    """The values a number may take, both ends included.
+
+    `log`: a search steps through it by factors. `search`: whether a search varies it at all.
+    """
 
     low: float
     high: float
     log: bool = False
+    search: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,13 @@ class Parameter:
             raise UsageError(f"{self.name} must be of type {self.type.__name__}, not {value!r}.")
         return value
 
+    @property
+    def searched(self) -> bool:
+        """Whether a search varies it: numbers do, choices do not, since each makes a method of its own to compare."""
+        return isinstance(self.values, Range) and self.values.search
+
     def suggest(self, trial: Any) -> Any:
-        """A value drawn by an Optuna trial; only for parameters with a Range or choices."""
-        if isinstance(self.values, tuple):
-            return trial.suggest_categorical(self.name, self.values)
+        """A value drawn by an Optuna trial; only for a parameter that is `searched`."""
         assert isinstance(self.values, Range)
         if self.type is int:
             return trial.suggest_int(self.name, int(self.values.low), int(self.values.high), log=self.values.log)
@@ -72,7 +79,8 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
-        hint, values = hints.get(name), None
+        hint = hints.get(name)
+        values: Range | tuple[Any, ...] | None = None
         if get_origin(hint) is Annotated:
             hint, *notes = get_args(hint)
             values = next((note for note in notes if isinstance(note, Range)), None)
@@ -82,7 +90,9 @@ def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
         elif hint is bool:
             values = (False, True)
         if parameter.default is inspect.Parameter.empty or not isinstance(hint, type):
-            raise TypeError(f"{function.__name__}: the parameter {name} needs a default and a plain type (int, float, str, bool, Literal).")
+            raise TypeError(
+                f"{function.__name__}: the parameter {name} needs a default and a plain type (int, float, str, bool, Literal)."
+            )
         made = Parameter(name, hint, parameter.default, values)
         made.check(parameter.default)
         found.append(made)
@@ -154,7 +164,9 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """Read `hft` or `lora(rank=8, merge=True)`; values are Python literals. UsageError otherwise."""
         name, bracket, rest = text.strip().partition("(")
-        wrong = UsageError(f"The method {text!r} is not understood: write a name, or a name with values such as \"lora(rank=8)\".")
+        wrong = UsageError(
+            f'The method {text!r} is not understood: write a name, or a name with values such as "lora(rank=8)".'
+        )
         if not name or not all(part.isalnum() for part in name.replace("_", "-").replace(":", "-").split("-")):
             raise wrong
         try:

@@ -38,7 +38,11 @@ def methods(contest_name: str) -> dict[str, Method]:
     """All methods of a contest by name: its folder's files, then the entry points of the group `bakeoff.methods`."""
     contest(contest_name)
     package = importlib.import_module(f"bakeoff.{contest_name}")
-    found = [m for info in pkgutil.iter_modules(package.__path__) for m in methods_in(importlib.import_module(f"bakeoff.{contest_name}.{info.name}"))]
+    found = [
+        m
+        for info in pkgutil.iter_modules(package.__path__)
+        for m in methods_in(importlib.import_module(f"bakeoff.{contest_name}.{info.name}"))
+    ]
     for entry in entry_points(group="bakeoff.methods"):
         loaded = entry.load()
         found += methods_in(loaded) if isinstance(loaded, ModuleType) else [loaded]
@@ -74,7 +78,11 @@ def method_from(reference: str) -> Method:
 
 def methods_in(module: ModuleType) -> list[Method]:
     """The methods that a module itself defines, in the order written."""
-    return [value for value in vars(module).values() if isinstance(value, Method) and value.function.__module__ == module.__name__]
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, Method) and value.function.__module__ == module.__name__
+    ]
 
 
 def pick(name: str, known: Iterable[str], what: str) -> str:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 import bakeoff
 from bakeoff import check, files, registry, stats
 from bakeoff.budget import Budget
-from bakeoff.comparison import UNTOUCHED, Watch
-from bakeoff.contest import Setting
+from bakeoff.comparison import Watch
+from bakeoff.contest import UNTOUCHED, Setting
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.method import Spec
 from bakeoff.store import Store
@@ -55,7 +55,13 @@ class Study:
 
 
 def study(
-    *, slug: str, claim: str, source: str, expectation: str, methods: Sequence[str], scales: Mapping[str, Mapping[str, Any]]
+    *,
+    slug: str,
+    claim: str,
+    source: str,
+    expectation: str,
+    methods: Sequence[str],
+    scales: Mapping[str, Mapping[str, Any]],
 ) -> Callable[[Callable[..., None]], Study]:
     """Make a function of a Lab and a scale's values a study. Every scale names `seeds`; its other values are passed on."""
 
@@ -100,7 +106,9 @@ class Lab:
         """A file of the real data that BAKEOFF_CORPORA names; UsageError where it is missing."""
         place = os.environ.get("BAKEOFF_CORPORA")
         if not place or not (Path(place) / name).exists():
-            raise UsageError(f"This study reads {name}: set BAKEOFF_CORPORA to the folder that holds it, or choose --scale smoke.")
+            raise UsageError(
+                f"This study reads {name}: set BAKEOFF_CORPORA to the folder that holds it, or choose --scale smoke."
+            )
         return Path(place) / name
 
     def write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -115,7 +123,14 @@ class Lab:
         return found.open(found.question(**question))
 
     def arm(
-        self, spec: str, setting: Setting | Sequence[Setting], budget: str, *, contest: str = "tune", label: str = "", keep: bool = False
+        self,
+        spec: str,
+        setting: Setting | Sequence[Setting],
+        budget: str,
+        *,
+        contest: str = "tune",
+        label: str = "",
+        keep: bool = False,
     ) -> Arm:
         """Run a configuration for every seed; `setting` may differ by seed. `keep` leaves the results in the store."""
         label = label or f"{spec} at {budget}"
@@ -142,9 +157,13 @@ class Lab:
     def untouched(self, setting: Setting) -> Arm:
         """The model as it is, as an arm."""
         measured = setting.exam(setting.untouched())
-        return self._arm(UNTOUCHED, setting, [], {n: np.stack([m.components] * len(self.seeds)) for n, m in measured.items()}, [])
+        return self._arm(
+            UNTOUCHED, setting, [], {n: np.stack([m.components] * len(self.seeds)) for n, m in measured.items()}, []
+        )
 
-    def choose(self, spec: str, setting: Setting, budget: str, parameter: str, values: Sequence[Any], metric: str) -> str:
+    def choose(
+        self, spec: str, setting: Setting, budget: str, parameter: str, values: Sequence[Any], metric: str
+    ) -> str:
         """The spec with the value that does best on the validation split, at the first seed; recorded in the notes."""
         parsed, tried = Spec.parse(spec), {}
         better = next(m for m in setting.metrics() if m.name == metric).better
@@ -172,7 +191,9 @@ class Lab:
         level = np.concatenate([first.arrays[metric]] * len(weights), axis=-1)
         return stats.paired_effect(arms, level, combined)
 
-    def expect(self, sentence: str, effect: stats.Effect, *, below: float = math.inf, above: float = -math.inf) -> Outcome:
+    def expect(
+        self, sentence: str, effect: stats.Effect, *, below: float = math.inf, above: float = -math.inf
+    ) -> Outcome:
         """One expectation of the study: that the true effect lies between `above` and `below`. It counts for the verdict."""
         outcome: Outcome = "undecided"
         if effect.low is not None and effect.high is not None:
@@ -198,7 +219,9 @@ class Lab:
 def found() -> dict[str, Study]:
     """All studies by slug: the files of `bakeoff/studies` are walked."""
     package = importlib.import_module("bakeoff.studies")
-    modules = [importlib.import_module(f"bakeoff.studies.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"bakeoff.studies.{info.name}") for info in pkgutil.iter_modules(package.__path__)
+    ]
     return {value.slug: value for module in modules for value in vars(module).values() if isinstance(value, Study)}
 
 
@@ -265,7 +288,17 @@ def listed() -> list[dict[str, Any]]:
             for v in own
         ]  # fmt: skip
         if not own:
-            rows.append({"slug": slug, "verdict": None, "scale": None, "seeds": None, "date": None, "stale": False, "claim": chosen.claim})
+            rows.append(
+                {
+                    "slug": slug,
+                    "verdict": None,
+                    "scale": None,
+                    "seeds": None,
+                    "date": None,
+                    "stale": False,
+                    "claim": chosen.claim,
+                }
+            )
     return rows
 
 
@@ -278,12 +311,21 @@ def told(verdict: Mapping[str, Any]) -> str:
     ]
     for e in verdict["expectations"]:
         interval = "no interval" if e["low"] is None else f"95% interval {e['low']:.4g} to {e['high']:.4g}"
-        bounds = " and ".join(f"{word} {e[key]:g}" for key, word in (("above", "above"), ("below", "below")) if e[key] is not None)
+        bounds = " and ".join(
+            f"{word} {e[key]:g}" for key, word in (("above", "above"), ("below", "below")) if e[key] is not None
+        )
         lines.append(f"  {e['outcome']:10} {e['sentence']}: {e['effect']:.4g}, {interval}; expected {bounds}")
     names = sorted({name for values in verdict["arms"].values() for name in values})
     width = max(map(len, verdict["arms"]), default=0)
     lines += ["", "  ".join([" " * width, *names])]
     for label, values in verdict["arms"].items():
-        lines.append("  ".join([label.ljust(width), *(f"{values[n]:{len(n)}.4f}" if n in values else " " * len(n) for n in names)]))
-    lines += ["", f"Verdict at scale {verdict['scale']}, {len(verdict['seeds'])} seeds, {verdict['seconds']:.0f} seconds: {verdict['verdict']}"]
+        lines.append(
+            "  ".join(
+                [label.ljust(width), *(f"{values[n]:{len(n)}.4f}" if n in values else " " * len(n) for n in names)]
+            )
+        )
+    lines += [
+        "",
+        f"Verdict at scale {verdict['scale']}, {len(verdict['seeds'])} seeds, {verdict['seconds']:.0f} seconds: {verdict['verdict']}",
+    ]
     return "\n".join(lines)

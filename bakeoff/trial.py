@@ -82,7 +82,7 @@ class Trial:
         with store.lock("trials", self.key, blocking=wait):
             record = store.get("trials", self.key)
             kept = store.artifact("trials", self.key).is_dir()
-            if record and record["status"] == "done" and (kept or not need_result):
+            if record and record["status"] == "done" and (kept or not need_result) and store.get("items", self.key):
                 return record
             common = {
                 "contest": self.method.contest, "method": self.method.name, "args": self.arguments,
@@ -103,7 +103,9 @@ class Trial:
                 store.discard_work("trials", self.key)
             return record
 
-    def _perform(self, store: Store, keep_result: bool, checkpoint_seconds: float, progress: Progress) -> dict[str, Any]:
+    def _perform(
+        self, store: Store, keep_result: bool, checkpoint_seconds: float, progress: Progress
+    ) -> dict[str, Any]:
         from bakeoff.training.run import Run
         from bakeoff.training.threads import give_memory_back
 
@@ -124,7 +126,7 @@ class Trial:
             "status": "done",
             "metrics": {name: m.metric.describe(m.value) for name, m in measured.items()},
             "cost": {
-                **{name: value for name, value in run.meter.as_dict().items()},
+                **run.meter.as_dict(),
                 "peak_memory_bytes": peak,
                 "trained_parameters": run.trained_parameters,
                 "bytes_saved": saved,
@@ -154,7 +156,9 @@ def components(store: Store, key: str) -> dict[str, NDArray[np.float64]]:
     """What the exam of a done trial measured, item by item: metric -> array of shape [items, components]."""
     record = store.get("items", key)
     if record is None:
-        raise StoreError(f"The exam of the trial {key} is missing from {store.url}: remove trials/{key}.json there and run the same command again.")
+        raise StoreError(
+            f"The exam of the trial {key} is missing from {store.url}: remove trials/{key}.json there and run the same command again."
+        )
     return {name: np.array(values) for name, values in record["components"].items()}
 
 
@@ -186,7 +190,10 @@ class PeakMemory:
 def engine_hash(contest: str) -> str:
     """SHA-256 over the code that every method of a contest runs on: its protocol, training, text and models."""
     root = Path(bakeoff.__file__).parent
-    sources = [root / contest / "contest.py", *(p for part in ("training", "text", "lm") for p in (root / part).glob("*.py"))]
+    sources = [
+        root / contest / "contest.py",
+        *(p for part in ("training", "text", "lm") for p in (root / part).glob("*.py")),
+    ]
     total = hashlib.sha256()
     for path in sorted(p for p in sources if p.exists()):
         total.update(f"{path.relative_to(root)}\0{files.digest(path)}\n".encode())
@@ -196,7 +203,11 @@ def engine_hash(contest: str) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Installed versions that a result depends on."""
-    return {"bakeoff": bakeoff.__version__, "python": platform.python_version(), **{p: importlib.metadata.version(p) for p in _PACKAGES}}
+    return {
+        "bakeoff": bakeoff.__version__,
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in _PACKAGES},
+    }
 
 
 @functools.cache
@@ -208,7 +219,9 @@ def environment() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            asked = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+            asked = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            )
             return asked.stdout.strip()
         return None
 

@@ -101,10 +101,15 @@ def windows(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> lis
 
 
 @torch.inference_mode()
-def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> tuple[float, float]:
+def held_out_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documents: list[str]
+) -> tuple[float, float]:
     """Mean loss in nats a token over windows, and bits a byte."""
     items = windows(documents, tokenizer)
-    losses = [float(cross_entropy(model, collate(items[i : i + 16]), 0)) * len(items[i : i + 16]) for i in range(0, len(items), 16)]
+    losses = [
+        float(cross_entropy(model, collate(items[i : i + 16]), 0)) * len(items[i : i + 16])
+        for i in range(0, len(items), 16)
+    ]
     nats = sum(losses) / len(items)
     tokens = sum(len(tokenizer.encode(d, add_special_tokens=False)) for d in documents)
     size = sum(len(d.encode()) for d in documents)
@@ -117,7 +122,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=12e6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--work", type=Path, default=None, help="folder of checkpoints; the same one goes on after a kill")
+    parser.add_argument(
+        "--work", type=Path, default=None, help="folder of checkpoints; the same one goes on after a kill"
+    )
     given = parser.parse_args()
     parts = {name: hold_out(documents) for name, documents in sources(Path(os.environ["BAKEOFF_CORPORA"])).items()}
     training = [document for train, _ in parts.values() for document in train]
@@ -128,11 +135,19 @@ def main() -> None:
     torch.manual_seed(given.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-            bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            intermediate_size=688,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
             initializer_range=0.02,
-        )  # fmt: skip
+        )
     )
     began, seen = time.time(), 0
 
@@ -140,7 +155,10 @@ def main() -> None:
         nonlocal seen
         seen += 1
         if seen % 50 == 0:
-            print(f"{fraction:6.1%}  loss {loss:.3f}  {seen * ROWS * WINDOW / (time.time() - began):,.0f} tokens/s", flush=True)
+            print(
+                f"{fraction:6.1%}  loss {loss:.3f}  {seen * ROWS * WINDOW / (time.time() - began):,.0f} tokens/s",
+                flush=True,
+            )
 
     run = Run(
         Budget(given.tokens, "tokens"), given.seed, given.work or Path(tempfile.mkdtemp()),
@@ -176,10 +194,10 @@ pipeline_tag: text-generation
 A Llama of {parameters / 1e6:.1f}M parameters that has learned some English and some Python: small enough to fine-tune in seconds on a
 processor, trained enough to have something to lose. It is there for demonstrations, tests and examples, not for use.
 
-Made by `recipes/reference.py` (seed {given.seed}): {run.meter.steps:,} steps of {ROWS} x {WINDOW} tokens, {run.meter.tokens:,} tokens in all
-({run.meter.tokens / tokens:.1f} passes over {tokens:,}), AdamW with peak learning rate {given.learning_rate:g}, bf16 autocast,
-{run.meter.seconds / 60:.0f} minutes on 2 cores. 4 layers, width 256, 4 heads sharing 2 key-value heads, byte-level BPE with {VOCABULARY:,} tokens,
-512 positions, embeddings tied. torch {torch.__version__}, tokenizers {tokenizers.__version__}, Python {platform.python_version()}.
+Made by `recipes/reference.py` (seed {given.seed}): {run.meter.steps:,} steps of {ROWS} x {WINDOW} tokens,
+{run.meter.tokens:,} tokens in all ({run.meter.tokens / tokens:.1f} passes over {tokens:,}), AdamW with peak learning rate
+{given.learning_rate:g}, bf16 autocast, {run.meter.seconds / 60:.0f} minutes with {torch.get_num_threads()} threads on a processor.
+4 layers, width 256, 4 heads sharing 2 key-value heads, byte-level BPE with {VOCABULARY:,} tokens, 512 positions, embeddings tied. torch {torch.__version__}, tokenizers {tokenizers.__version__}, Python {platform.python_version()}.
 
 Held-out documents are chosen by the hash of their content ({HELD_OUT:.0%} of each source, at least one), and their loss is measured in
 windows of {WINDOW} tokens on the weights as saved, in bf16.
@@ -189,9 +207,9 @@ windows of {WINDOW} tokens on the weights as saved, in bf16.
 {rows}
 
 Sources: stories are TinyStories (CDLA-Sharing-1.0); encyclopedia is English Wikipedia and the validation part of WikiText-2 (CC BY-SA);
-speeches are the inaugural addresses of US presidents (public domain); mixed genres are MASC; web is a slice of C4 (ODC-By); code is from
-botorch (MIT), PyTorch's examples (BSD-3-Clause) and litgpt (Apache-2.0); docstrings are those of the installed standard library and packages.
-The model may repeat fragments of them.
+speeches are the inaugural addresses of US presidents (public domain); mixed genres are MASC; web is a slice of C4 (ODC-By);
+code is from botorch (MIT), PyTorch's examples (BSD-3-Clause) and litgpt (Apache-2.0); docstrings are those of the installed
+standard library and packages. The model may repeat fragments of them.
 """
 
 

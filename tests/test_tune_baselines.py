@@ -22,7 +22,8 @@ from bakeoff.tune.contest import TuneData, planted
 
 torch.set_num_threads(1)
 
-ADAPTERS: list[tuple[Method, dict[str, Any]]] = [(lora, {}), (dora, {}), (ia3, {}), (corda, {}), (corda, {"mode": "kpm"})]
+KPM = {"mode": "kpm"}
+ADAPTERS: list[tuple[Method, dict[str, Any]]] = [(lora, {}), (dora, {}), (ia3, {}), (corda, {}), (corda, KPM)]
 NAMES = ["lora", "dora", "ia3", "corda-ipm", "corda-kpm"]
 adapters = pytest.mark.parametrize(("method", "arguments"), ADAPTERS, ids=NAMES)
 
@@ -56,13 +57,9 @@ def test_returns_an_ordinary_model_and_leaves_the_input(
     unchanged = method(model, data, trial(tmp_path, 0), **arguments)
     torch.testing.assert_close(logits(unchanged, data), logits(model, data), rtol=0, atol=1e-4)
 
-    run = trial(tmp_path, 3)
-    torch.manual_seed(1)
+    run = trial(tmp_path, 1)
     tuned = method(model, data, run, **arguments)
-    torch.manual_seed(2)
-    again = method(model, data, trial(tmp_path, 3), **arguments)
-    assert lm.weights_digest(tuned) == lm.weights_digest(again)
-    assert run.meter.steps == 3
+    assert run.meter.steps == 1
     assert lm.weights_digest(model) == before
     assert type(tuned) is type(model)
     assert {n: (p.shape, p.dtype) for n, p in tuned.state_dict().items()} == {
@@ -73,6 +70,17 @@ def test_returns_an_ordinary_model_and_leaves_the_input(
     assert 0 < run.trained_parameters < model.num_parameters() / 2
     # What is not adapted is in the same memory as the input's.
     assert tuned.get_input_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+@adapters
+def test_follows_from_the_seed_alone(method: Method, arguments: dict[str, Any], tmp_path: Path) -> None:
+    setting = planted("llama")
+    digests = []
+    for trial_seed, global_seed in ((0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(global_seed)
+        tuned = method(setting.model, setting.data, trial(tmp_path, 2, trial_seed), **arguments)
+        digests.append(lm.weights_digest(tuned))
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("method", [full, lora, dora, ia3, corda], ids=lambda method: method.name)
@@ -179,7 +187,8 @@ def test_corda_is_the_decomposition_of_weights_times_covariance(family: str, mod
     expected = u[:, chosen] @ s[chosen].diag() @ v[chosen] @ covariance.inverse()
     layer = run.start.get_base_model().get_submodule(part.path)
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    torch.testing.assert_close(product, expected, rtol=1e-3, atol=1e-4)
+    # The inverse of a nearly singular matrix costs float32 most of its digits; a wrong choice of components errs by 1.
+    assert (product - expected).norm().item() < 1e-2 * expected.norm().item()
     stays = layer.base_layer.weight.T if family == "gpt2" else layer.base_layer.weight
     torch.testing.assert_close(stays + product, part.read(), rtol=0, atol=1e-5)
 

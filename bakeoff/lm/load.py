@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from bakeoff import files
 from bakeoff.errors import ModelError
+
+disable_progress_bar()
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
@@ -26,7 +29,9 @@ class Loaded(NamedTuple):
     folder: Path
 
 
-def load(path_or_id: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str | torch.device = "cpu") -> Loaded:
+def load(
+    path_or_id: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str | torch.device = "cpu"
+) -> Loaded:
     """A causal language model and its tokenizer, in evaluation mode.
 
     Args:
@@ -55,7 +60,9 @@ def load(path_or_id: str | Path, *, dtype: torch.dtype | str = torch.float32, de
         )
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The model in {folder} cannot be read ({first}): check that its files are complete, or save it anew.") from error
+        raise ModelError(
+            f"The model in {folder} cannot be read ({first}): check that its files are complete, or save it anew."
+        ) from error
     return Loaded(model.to(device).eval(), _tokenizer(folder), folder)
 
 
@@ -72,15 +79,14 @@ def resolve(path_or_id: str | Path) -> Path:
     if name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name:
         raise ModelError(f"There is no model folder {path}: check the path.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
-        )
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(
-            f"There is no folder {name!r} here, and the hub did not give a model of that id ({type(error).__name__}): check the path or the id."
+            f"There is no folder {name!r} here, and the hub did not give a model of that id ({type(error).__name__}): "
+            "check the path or the id."
         ) from error
 
 
@@ -145,22 +151,35 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"{folder / 'config.json'} is not JSON ({error}): save the model anew.") from None
     kind = raw.get("model_type", "")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        reason = "needs code of its own, which is never run" if "auto_map" in raw else "is not a causal language model that transformers knows"
-        raise ModelError(f"The model in {folder} is of type {kind or 'unknown'!r}, which {reason}: give a causal language model.")
+        reason = (
+            "needs code of its own, which is never run"
+            if "auto_map" in raw
+            else "is not a causal language model that transformers knows"
+        )
+        raise ModelError(
+            f"The model in {folder} is of type {kind or 'unknown'!r}, which {reason}: give a causal language model."
+        )
     architectures = raw.get("architectures") or []
     if architectures and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        raise ModelError(f"The model in {folder} was saved as {architectures[0]}, without a language-model head: give a causal language model.")
+        raise ModelError(
+            f"The model in {folder} was saved as {architectures[0]}, without a language-model head: give a causal language model."
+        )
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):
+    if not any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+    ):
         raise ModelError(f"{folder} has no tokenizer: save it there with tokenizer.save_pretrained({str(folder)!r}).")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)  # type: ignore[no-any-return]
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"The tokenizer in {folder} cannot be read ({first}): save it anew with save_pretrained.") from error
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be read ({first}): save it anew with save_pretrained."
+        ) from error
 
 
 def _load_adapter(folder: Path, dtype: torch.dtype | str, device: str | torch.device) -> Loaded:
@@ -168,9 +187,13 @@ def _load_adapter(folder: Path, dtype: torch.dtype | str, device: str | torch.de
 
     base_name = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base_name:
-        raise ModelError(f"The adapter in {folder} does not name its base model: set base_model_name_or_path in adapter_config.json.")
+        raise ModelError(
+            f"The adapter in {folder} does not name its base model: set base_model_name_or_path in adapter_config.json."
+        )
     if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"The adapter in {folder} holds no safetensors weights: save it with save_pretrained(safe_serialization=True).")
+        raise ModelError(
+            f"The adapter in {folder} holds no safetensors weights: save it with save_pretrained(safe_serialization=True)."
+        )
     base = load(base_name, dtype=dtype, device=device)
     model = PeftModel.from_pretrained(base.model, str(folder))
     own = (folder / "tokenizer.json").exists()

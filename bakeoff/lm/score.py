@@ -2,7 +2,7 @@
 
 Batches are right-padded and of like length. No attention mask is passed: a causal model never looks at what follows,
 and without a mask its attention takes the fast path. The head runs only at the positions that are asked for, and the
-softmax, in float32, only on as many rows at once as stay in the processor's cache.
+softmax, in float32, only on a few million logits at a time.
 
 Tokens, windows and counts follow lm-eval 0.4.13 (`HFLM.loglikelihood` and `loglikelihood_rolling`).
 """
@@ -30,8 +30,8 @@ IGNORED = -100
 """The label of a token that is not scored."""
 
 _UNSTATED_LENGTH = 2048
-_CPU_BATCH_TOKENS, _DEVICE_BATCH_TOKENS = 2048, 16384
-_CPU_SOFTMAX_ELEMENTS, _DEVICE_SOFTMAX_ELEMENTS = 2**18, 2**26
+_CPU_BATCH_TOKENS, _DEVICE_BATCH_TOKENS = 4096, 16384
+_CPU_SOFTMAX_ELEMENTS, _DEVICE_SOFTMAX_ELEMENTS = 2**21, 2**26
 # Contexts of one batch share a cache as long as the shortest of them; what a longer one has beyond it is computed once
 # for each of its continuations.
 _UNSHARED_TOKENS = 8
@@ -112,7 +112,7 @@ def token_statistics(
     Args:
         items: pairs (input_ids, labels), both int64 [length]; labels[t] is input_ids[t] or `IGNORED`, and is predicted
             from the tokens before t, so that labels[0] never counts.
-        batch_tokens: padded tokens in one forward pass; an item that is longer has a pass of its own. By default 2048
+        batch_tokens: padded tokens in one forward pass; an item that is longer has a pass of its own. By default 4096
             on a CPU, 16384 elsewhere.
 
     Raises:

@@ -118,7 +118,12 @@ class Run:
         torch.manual_seed(derived_seed(self.seed, "train", index))
         made = optimizer([p for p, _ in learning.values()], learning_rate) if learning else None
         frozen = {name: p.detach().clone() for name, (p, mask) in learning.items() if mask is not None}
-        share_begin, share_size, step, flops_per_token = self.meter.spent(self.budget.unit), self.budget.amount * share, 0, 0.0
+        share_begin, share_size, step, flops_per_token = (
+            self.meter.spent(self.budget.unit),
+            self.budget.amount * share,
+            0,
+            0.0,
+        )
 
         if saved := checkpoint.read(folder):
             step, flops_per_token, share_begin = saved["step"], saved["flops_per_token"], saved["share_begin"]
@@ -154,7 +159,7 @@ class Run:
             batch = batches(step)
             spent = self.meter.spent(self.budget.unit) - share_begin
             cost = {"steps": 1, "tokens": batch.tokens, "seconds": 0}[self.budget.unit]
-            if spent + cost > share_size or spent >= share_size:
+            if spent + cost > share_size + 1e-9 or spent >= share_size:
                 break
             batch = batch.to(self.device)
             if before_step:
@@ -163,7 +168,9 @@ class Run:
                 group["lr"] = learning_rate * schedule((spent + cost / 2) / share_size)
             made.zero_grad(set_to_none=True)
             if no_labels(batch):
-                raise UsageError("A training batch has no token to learn: give completions that are not cut off by --max-length.")
+                raise UsageError(
+                    "A training batch has no token to learn: give completions that are not cut off by --max-length."
+                )
             with FlopCounterMode(display=False) if step == 0 else _nothing() as counter, self.autocast():
                 loss = objective(model, batch, step)
                 loss.backward()

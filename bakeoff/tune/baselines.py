@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def lora(
     run: Run,
     *,
     rank: Rank = 8,
-    alpha: float = 0.0,
+    alpha: int = 0,
     learning_rate: LearningRate = 2e-3,
     merge: bool = True,
 ) -> nn.Module:
@@ -53,7 +53,7 @@ def lora(
         product added to the weights; otherwise a PeftModel, which saves the adapter alone.
     Departures: every linear layer has an adapter, where the paper's experiments adapt queries and values only.
     """
-    adapted = _adapted(_frozen(model), _lora_config(model, rank, alpha or 2.0 * rank), run)
+    adapted = _adapted(_frozen(model), _lora_config(model, rank, alpha or 2 * rank), run)
     return _finished(run.train(adapted, data.batches(run), learning_rate=learning_rate), merge)
 
 
@@ -64,7 +64,7 @@ def dora(
     run: Run,
     *,
     rank: Rank = 8,
-    alpha: float = 0.0,
+    alpha: int = 0,
     learning_rate: LearningRate = 2e-3,
     merge: bool = True,
 ) -> nn.Module:
@@ -76,16 +76,14 @@ def dora(
     Args: as of lora.
     Departures: every linear layer but the head is adapted.
     """
-    adapted = _adapted(
-        _frozen(model), _lora_config(model, rank, alpha or 2.0 * rank, use_dora=True), run
-    )
+    adapted = _adapted(_frozen(model), _lora_config(model, rank, alpha or 2 * rank, use_dora=True), run)
     return _finished(run.train(adapted, data.batches(run), learning_rate=learning_rate), merge)
 
 
 @tune.method(
     source="Liu et al. 2022, arXiv:2205.05638, section 3.3; peft",
     changes="weights",
-    departures="Where one projection makes queries, keys and values, all three are scaled; no unlikelihood and length losses.",
+    departures="Where one projection makes queries, keys and values, all three are scaled. Trained by cross-entropy.",
 )
 def ia3(
     model: PreTrainedModel,
@@ -120,7 +118,7 @@ def ia3(
     paper="corda",
     source="Yang et al. 2024, arXiv:2406.05223, sections 3.2 and 3.3; peft",
     changes="weights",
-    departures="The rows that orient the decomposition are read one by one, each scaled by its greatest input, as peft does.",
+    departures="Rows are read one by one and each layer's inputs scaled by the row's greatest, as peft does.",
 )
 def corda(
     model: PreTrainedModel,
@@ -129,20 +127,21 @@ def corda(
     *,
     mode: Literal["ipm", "kpm"] = "ipm",
     rank: Rank = 8,
-    alpha: float = 0.0,
-    samples: Annotated[int, Range(1, 4096, log=True)] = 256,
+    alpha: int = 0,
+    samples: Annotated[int, Range(1, 4096, log=True, search=False)] = 256,
     learning_rate: LearningRate = 1e-3,
     merge: bool = True,
 ) -> nn.Module:
     """LoRA that starts from a part of each weight, chosen by what the layer's inputs look like; the rest stays.
 
-    U S V^T = svd(W C),  C the covariance of the layer's inputs;  B = U sqrt(S), A = sqrt(S) V^T C^-1 of `rank` components,
-    and W - B A is what stays
+    U S V^T = svd(W C),  C the covariance of the layer's inputs
+    B = U sqrt(S),  A = sqrt(S) V^T C^-1,  `rank` components of them;  W - B A is what stays
 
     Source: Yang et al. 2024, arXiv:2406.05223, sections 3.2 and 3.3.
     Args: mode: "ipm" (instruction-previewed) lets the largest components on training text learn; "kpm" (knowledge-
         preserved) the smallest on the keep set. alpha: scale of the product; 0 means the rank. samples: rows that are
         read for C, at most. merge: as of lora; otherwise the adapter has twice the rank and fits the original weights.
+    Departures: rows are read one by one, and each layer's inputs scaled by the row's greatest, as peft does.
     Limits: rank must not exceed the narrowest linear layer. In bfloat16 what stays is rounded.
     """
     from peft import PeftModel
@@ -150,17 +149,18 @@ def corda(
     from peft.tuners.lora.corda import preprocess_corda
 
     batches = data.batches(run) if mode == "ipm" else data.keep_batches(run, "corda(mode='kpm')")
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     }
     narrowest = min(min(layer.weight.shape) for layer in layers.values())
     if rank > narrowest:
-        raise UsageError(f"corda: rank {rank} exceeds the narrowest linear layer of this model: give at most {narrowest}.")
+        raise UsageError(f"corda: rank {rank} exceeds this model's narrowest linear layer: give at most {narrowest}.")
     base = _frozen(model)
     config = _lora_config(
-        model, rank, alpha or float(rank), init_lora_weights="corda", corda_config=CordaConfig(corda_method=mode),
+        model, rank, alpha or rank, init_lora_weights="corda", corda_config=CordaConfig(corda_method=mode),
         target_modules=list(layers),
     )  # fmt: skip
     rows = batches.draw(0, min(samples, len(batches.items)))
@@ -175,12 +175,12 @@ def corda(
     if merge:
         return _finished(run.train(adapted, data.batches(run), learning_rate=learning_rate), merge)
     # The adapter fits what stays of the weights; peft turns it into one that fits the weights, by way of two folders.
-    initial, final = run.folder / "corda-initial", run.folder / "corda"
-    adapted.peft_config["default"].init_lora_weights = True
-    adapted.save_pretrained(str(initial), save_embedding_layers=False)
+    initial, final = str(run.folder / "corda-initial"), str(run.folder / "corda")
+    config.init_lora_weights, config.corda_config = True, None
+    adapted.save_pretrained(initial, save_embedding_layers=False)
     run.train(adapted, data.batches(run), learning_rate=learning_rate)
-    adapted.save_pretrained(str(final), save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial))
-    return PeftModel.from_pretrained(_frozen(model), str(final)).eval()
+    adapted.save_pretrained(final, save_embedding_layers=False, path_initial_model_for_weight_conversion=initial)
+    return PeftModel.from_pretrained(_frozen(model), final).eval()
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
@@ -190,14 +190,12 @@ def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     return lm.clone(model, learning=())  # type: ignore[no-any-return]
 
 
-def _lora_config(model: PreTrainedModel, rank: int, alpha: float, **options: object) -> LoraConfig:
+def _lora_config(model: PreTrainedModel, rank: int, alpha: int, **options: Any) -> LoraConfig:
     from peft import LoraConfig
 
+    options = {"target_modules": "all-linear", **options}
     return LoraConfig(
-        **{
-            "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": "all-linear",
-            "fan_in_fan_out": _transposed(model), **options,
-        }  # fmt: skip
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, fan_in_fan_out=_transposed(model), **options
     )
 
 
@@ -210,12 +208,14 @@ def _adapted(base: PreTrainedModel, config: PeftConfig, run: Run) -> PeftModel:
     from peft import get_peft_model
 
     name = base.name_or_path
-    config.base_model_name_or_path = str(Path(name).resolve()) if Path(name).is_dir() and name else name or None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(run.seed, "adapter"))
-        return get_peft_model(base, config)
+        adapted = get_peft_model(base, config)
+    # Without a name peft asks the hub for the base; a relative path would be lost with the working directory.
+    config.base_model_name_or_path = str(Path(name).resolve()) if name and Path(name).is_dir() else name or None
+    return adapted
 
 
-def _finished(adapted: nn.Module, merge: bool) -> nn.Module:
+def _finished(adapted: Any, merge: bool) -> nn.Module:
     # A safe merge makes new tensors; the other kind would write into those shared with the input.
-    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True) if merge else adapted
+    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True) if merge else adapted  # type: ignore[no-any-return]

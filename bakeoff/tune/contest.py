@@ -64,12 +64,20 @@ class TuneQuestion(Question):
 
     model: str = Field(description="Model folder, hub id, or 'reference' for the packaged model.")
     train: str = Field(description="Training text: .txt, .jsonl, .csv, .parquet, a dataset folder or a hub id.")
-    keep: str | None = Field(None, description="Text that the model should go on knowing; a part is held out for the exam.")
+    keep: str | None = Field(
+        None, description="Text that the model should go on knowing; a part is held out for the exam."
+    )
     valid: str | None = Field(None, description="Held-out target text for the exam. Default: a tenth of --train.")
-    also: tuple[str, ...] = Field((), description="Further text that no method sees, whose loss is reported as other_loss; may be repeated.")
-    max_length: int | None = Field(None, ge=8, description="Tokens in a training row. Default: 256, or the model's limit.")
+    also: tuple[str, ...] = Field(
+        (), description="Further text that no method sees, whose loss is reported as other_loss; may be repeated."
+    )
+    max_length: int | None = Field(
+        None, ge=8, description="Tokens in a training row. Default: 256, or the model's limit."
+    )
     per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a training step.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the computation in training; weights stay float32.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the computation in training; weights stay float32."
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto.")
     exam_items: int = Field(96, ge=2, description="Rows of each text in the exam, at most.")
 
@@ -130,7 +138,10 @@ class TuneSetting(Setting):
         return base + [other_loss(name) for name in self.exam_rows if name not in ("target", "kept")]
 
     def exam(self, result: Any) -> dict[str, Measured]:
-        statistics = {name: token_statistics(result, [(i.input_ids, i.labels) for i in rows]) for name, rows in self.exam_rows.items()}
+        statistics = {
+            name: token_statistics(result, [(i.input_ids, i.labels) for i in rows])
+            for name, rows in self.exam_rows.items()
+        }
         target, kept = statistics["target"], statistics.get("kept")
         measured = [
             Measured(TARGET_LOSS, _sums(target, "negative_log_likelihood")),
@@ -143,7 +154,9 @@ class TuneSetting(Setting):
         if long:
             measured.append(Measured(IN_CONTEXT_GAIN, np.stack([_quarters(s) for s in long])))
         measured += [
-            Measured(other_loss(name), _sums(rows, "negative_log_likelihood")) for name, rows in statistics.items() if name not in ("target", "kept")
+            Measured(other_loss(name), _sums(rows, "negative_log_likelihood"))
+            for name, rows in statistics.items()
+            if name not in ("target", "kept")
         ]
         return {m.metric.name: m for m in measured}
 
@@ -178,7 +191,11 @@ class TuneSetting(Setting):
             "parameters": self.model.num_parameters(),
             "max_length": self.question.max_length,
             "texts": {
-                name: {"rows": len(items), "tokens": sum(len(i.input_ids) for i in items), "cut": self.truncated.get(name, 0)}
+                name: {
+                    "rows": len(items),
+                    "tokens": sum(len(i.input_ids) for i in items),
+                    "cut": self.truncated.get(name, 0),
+                }
                 for name, items in {**rows, **exam}.items()
             },
         }
@@ -191,13 +208,17 @@ def other_loss(name: str) -> Metric:
 def open_tune(question: TuneQuestion) -> TuneSetting:
     """Load the model and read, split and tokenise the texts. ModelError, DataError or UsageError name what is wrong."""
     texts = {name: read(path) for name, path in _paths(question).items()}
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if question.device == "auto" else question.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if question.device == "auto" else question.device
+    )
     model, tokenizer, folder = lm.load(question.model, device=device)
     limit = getattr(model.config, "max_position_embeddings", None) or 256
     question = question.model_copy(update={"max_length": question.max_length or min(256, limit)})
     assert question.max_length
     if question.max_length > limit:
-        raise UsageError(f"--max-length {question.max_length} is beyond the {limit} positions of {question.model}: give at most {limit}.")
+        raise UsageError(
+            f"--max-length {question.max_length} is beyond the {limit} positions of {question.model}: give at most {limit}."
+        )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ModelError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model's embedding only "
@@ -218,7 +239,13 @@ def open_tune(question: TuneQuestion) -> TuneSetting:
         if not made.items:
             raise DataError(f"The {name} text has no row with a token to predict: give longer text.")
     items = {name: made.items for name, made in encoded.items()}
-    data = TuneData(items.pop("train"), items.pop("keep", None), items.pop("validation"), tokenizer, question.per_device_train_batch_size)
+    data = TuneData(
+        items.pop("train"),
+        items.pop("keep", None),
+        items.pop("validation"),
+        tokenizer,
+        question.per_device_train_batch_size,
+    )
     exam = {name: _chosen(items[name], question.exam_items) for name in ("target", "kept", *texts) if name in items}
     return TuneSetting(question, model, data, exam, origin, {n: e.truncated for n, e in encoded.items() if e.truncated})
 
@@ -250,7 +277,9 @@ def _paths(question: TuneQuestion) -> dict[str, str]:
     named = {"train": question.train, "keep": question.keep, "valid": question.valid}
     others = {Path(path).stem: path for path in question.also}
     if clash := set(others) & {*named, "target", "kept", "validation"} or (len(others) < len(question.also)):
-        raise UsageError(f"Each --also needs a file name of its own, other than train, keep, kept, target, valid, validation ({clash}).")
+        raise UsageError(
+            f"Each --also needs a file name of its own, other than train, keep, kept, target, valid, validation ({clash})."
+        )
     return {name: path for name, path in {**named, **others}.items() if path is not None}
 
 

@@ -30,7 +30,7 @@ def hft(
     *,
     fraction: Annotated[float, Range(0, 1)] = 0.5,
     unit: Literal["category", "layer", "model"] = "category",
-    stages: Annotated[int, Range(1, 64, log=True)] = 1,
+    stages: Annotated[int, Range(1, 64, log=True, search=False)] = 1,
     learning_rate: Annotated[float, Range(1e-6, 1e-1, log=True)] = 3e-4,
 ) -> nn.Module:
     """Half of each block's matrices learn, the other half keep their bits; the halves are drawn anew at each stage.
@@ -39,10 +39,10 @@ def hft(
 
     Source: Hui et al. 2024, arXiv:2404.18466, section 3.
     Args: fraction: share of the blocks' matrices that learns; 1 is full fine-tuning. What lies outside the blocks
-            (embeddings, final norm, head) always learns, with a fraction of 0 alone.
-        unit: "category" draws the share among attention matrices, MLP matrices and norms each, as evenly over the blocks
-            as whole matrices allow (2 of 4, 2 of 3 in half of the blocks and 1 of 3 in the rest, 1 of 2);
-            "layer" draws whole blocks; "model" draws among all matrices and norms of the model.
+            (embeddings, final norm, head) always learns; with a fraction of 0, that alone.
+        unit: "category" draws the share among attention matrices, MLP matrices and norms each, as evenly over the
+            blocks as whole matrices allow (2 of 4, 2 of 3 in half of the blocks and 1 of 3 in the rest, 1 of 2);
+            "layer" draws whole blocks; "model" draws among all matrices and norms of the blocks.
         stages: equal parts of the budget, each with its own draw, optimizer state and warm-up.
     Departures: the paper's stages are successive tasks; here they are parts of one budget. A bias goes with its matrix,
         the norms of queries and keys are a category, and the final norm learns as embeddings and head do: the paper's
@@ -52,10 +52,9 @@ def hft(
     anatomy = lm.anatomy(model)
     inside = {id(part) for block in anatomy.blocks for part in block.parts}
     outside = [part for part in anatomy.parts if id(part) not in inside]
-    drawn = [
-        outside + draw(anatomy.blocks, fraction, unit, run.generator("hft", stage)) for stage in range(stages)
-    ]
-    tuned = lm.clone(model, learning={name for parts in drawn for part in parts for name in (part.name, part.bias_name)})
+    drawn = [outside + draw(anatomy.blocks, fraction, unit, run.generator("hft", stage)) for stage in range(stages)]
+    names = {name for parts in drawn for part in parts for name in (part.name, part.bias_name) if name}
+    tuned: nn.Module = lm.clone(model, learning=names)
     batches = data.batches(run)
     for stage, parts in enumerate(drawn):
         begin = run.meter.steps
@@ -81,7 +80,7 @@ def draw(blocks: Sequence[lm.Block], fraction: float, unit: str, generator: torc
 
 
 def _share(groups: Sequence[Sequence[T]], fraction: float, generator: torch.Generator) -> list[T]:
-    """A fraction of all members of groups of one size, a half rounded up; the numbers from two groups differ by at most 1."""
+    """A fraction of all members, a half rounded up; groups have one size, and give numbers that differ by at most 1."""
     total = int(fraction * sum(map(len, groups)) + 0.5)
     each, more = divmod(total, len(groups))
     luckier = torch.randperm(len(groups), generator=generator)[:more].tolist()

@@ -33,7 +33,7 @@ def masked_positions(labels: Tensor, rate: float, generator: torch.Generator) ->
     return response & (torch.rand(response.shape, generator=generator) < rate)
 
 
-def masked_embeddings(embedding: nn.Module, mask_row: Tensor, input_ids: Tensor, masked: Tensor) -> Tensor:
+def masked_embeddings(embedding: nn.Embedding, mask_row: Tensor, input_ids: Tensor, masked: Tensor) -> Tensor:
     """[rows, length, width]: what the embedding would give with `mask_row` [1, width] as one more row.
 
     That row is read where `masked` [rows, length]. What the embedding does to its rows, such as scaling, it does to it.
@@ -49,8 +49,8 @@ def masked_embeddings(embedding: nn.Module, mask_row: Tensor, input_ids: Tensor,
     changes="data",
     departures="The embedding's row for the mask exists only while training and no output row is added, so that the "
     "returned model is an ordinary one with its tokenizer's vocabulary. Each token is drawn on its own, where the code "
-    "for GSM8K draws a binomial count and then the places, to the same effect. Optimizer, schedule and length of training "
-    "are the contest's.",
+    "for GSM8K draws a binomial count and then the places, to the same effect. Optimizer, schedule and length of "
+    "training are the contest's.",
 )
 def masked_thought(
     model: PreTrainedModel,
@@ -70,7 +70,7 @@ def masked_thought(
     Source: Chen et al. 2024, arXiv:2403.02178, and the authors' training code.
     Args:
         rate: highest probability that a token of the answer is replaced; the authors take 0.4 for GSM8K and 0.2 for
-            larger sets.
+            MATH.
         replacement: "mask" is a learned embedding that starts at the mean of all rows; "random" is a token drawn
             uniformly from the tokenizer's vocabulary, as in the authors' script for GSM8K.
         warm_up: share of the budget over which p rises.
@@ -82,21 +82,22 @@ def masked_thought(
     """
     student = lm.clone(model)
     embedding = student.get_input_embeddings()
+    mask_row = nn.Parameter(embedding.weight.detach().mean(0, keepdim=True))
     if replacement == "mask":
-        student.mask_row = nn.Parameter(embedding.weight.detach().mean(0, keepdim=True))
+        student.mask_row = mask_row
 
-    def objective(student: nn.Module, batch: Batch, step: int) -> Tensor:
+    def objective(model: nn.Module, batch: Batch, step: int) -> Tensor:
         generator = run.generator("mask", step)
         now = mask_rate(run.meter.spent(run.budget.unit), run.budget.amount, rate, warm_up)
         masked = masked_positions(batch.labels, now, generator)
         if not masked.any():
-            return cross_entropy(student, batch, step)
+            return cross_entropy(model, batch, step)
         if replacement == "random":
             drawn = torch.randint(data.tokenizer.vocab_size, masked.shape, generator=generator)
             chosen = torch.where(masked.to(run.device), drawn.to(run.device), batch.input_ids)
-            return cross_entropy(student, replace(batch, input_ids=chosen), step)
-        embedded = masked_embeddings(embedding, student.mask_row, batch.input_ids, masked.to(run.device))
-        logits, labels = predicted(student(inputs_embeds=embedded, use_cache=False).logits, batch.labels)
+            return cross_entropy(model, replace(batch, input_ids=chosen), step)
+        embedded = masked_embeddings(embedding, mask_row, batch.input_ids, masked.to(run.device))
+        logits, labels = predicted(model(inputs_embeds=embedded, use_cache=False).logits, batch.labels)
         return nn.functional.cross_entropy(logits.float(), labels)
 
     trained = run.train(student, data.batches(run), objective=objective, learning_rate=learning_rate)

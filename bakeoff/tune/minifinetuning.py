@@ -101,15 +101,17 @@ def minifinetuning(
         or tokens. The training loss is a divergence, whose floor is 0: it is not comparable with a cross-entropy.
     """
 
-    def objective(student: nn.Module, batch: Batch, step: int) -> Tensor:
+    teacher = model
+
+    def objective(model: nn.Module, batch: Batch, step: int) -> Tensor:
         with torch.no_grad():
-            teacher_logits, labels = predicted(logits_of(model, batch.input_ids), batch.labels)
+            teacher_logits, labels = predicted(logits_of(teacher, batch.input_ids), batch.labels)
         run.meter.forward_tokens += batch.tokens
         q = corrected(
             teacher_logits, labels, threshold,
             temperature=temperature, correct_everywhere=correct_everywhere, mixing=mixing,
         )  # fmt: skip
-        student_logits, _ = predicted(logits_of(student, batch.input_ids), batch.labels)
+        student_logits, _ = predicted(logits_of(model, batch.input_ids), batch.labels)
         return divergence(student_logits, q, temperature)
 
     return run.train(lm.clone(model), data.batches(run), objective=objective, learning_rate=learning_rate)

@@ -22,7 +22,7 @@ class Mixed:
     """Batches of `target.rows` rows, of which target : keep is target_parts : keep_parts, target first.
 
     Of the first r rows of training, floor(r * keep_parts / (target_parts + keep_parts)) are rows to keep. So the ratio
-    is exact in every step if the parts' sum divides the rows, and otherwise over as few steps as it can be: of 8 rows at
+    is exact in every step if the sum of the parts divides the rows, else over as few steps as it can be: of 8 rows at
     15:1, every second step has one to keep. Each kind has its own order, drawn anew for each pass over it.
     """
 
@@ -48,13 +48,13 @@ def _rows(order: Shuffled, begin: int, end: int) -> list[Item]:
 
 @tune.method(
     paper="mixed-training",
-    source="Reynolds 2025, arXiv:2512.13706, section 3; the author's training code",
+    source="Reynolds 2025, arXiv:2512.13706, section 3.2; the author's training code",
     needs=("keep set",),
     changes="data",
-    departures="A decoder-only model in place of an encoder-decoder. Rows to keep are shuffled anew in each pass, where "
-    "the released code repeats the same batches, and no incomplete batch is dropped. Optimizer, schedule and length of "
-    "training are the contest's: both kinds of row count towards the budget, where the paper gives every ratio the "
-    "same number of target examples.",
+    departures="A decoder-only model in place of an encoder-decoder. Rows to keep are shuffled anew in each pass, "
+    "where the released code repeats the same batches, and no incomplete batch is dropped. Optimizer, schedule and "
+    "length of training are the contest's: both kinds of row count towards the budget, where the paper gives every "
+    "ratio the same number of target examples.",
 )
 def mixed_training(
     model: PreTrainedModel,
@@ -69,7 +69,7 @@ def mixed_training(
 
     loss = mean over all labelled tokens of the step, of both kinds alike
 
-    Source: Reynolds 2025, arXiv:2512.13706, section 3, and the author's code, which joins both kinds in each step.
+    Source: Reynolds 2025, arXiv:2512.13706, section 3.2, and the author's code, which joins both kinds in each step.
     Args:
         target_parts, keep_parts: the ratio in rows; the paper compares 1:1, 3:1, 7:1 and 15:1. 1:0 is full fine-tuning.
         learning_rate: peak of AdamW's, after a warm-up over 5% of the budget and before a linear decay to 0.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -24,8 +24,8 @@ Subset = tuple[int, ...]
     paper="subtuning",
     source="Kaplun et al. 2023, arXiv:2302.06354, section 2 and algorithm 1",
     changes="weights",
-    departures="No new head is trained, so the empty subset is the untouched model; where no block gains more than epsilon, "
-    "the best one is trained. Candidates are scored by loss, where the paper uses accuracy. "
+    departures="No new head is trained, so the empty subset is the untouched model; where no block gains more than "
+    "epsilon, the best one is trained. Candidates are scored by loss, where the paper uses accuracy. "
     "The search spends a part of the budget, so its trainings are shorter than the last.",
 )
 def subtuning(
@@ -35,11 +35,11 @@ def subtuning(
     *,
     unit: Literal["block", "half"] = "block",
     rule: Literal["gain", "walk"] = "gain",
-    epsilon: Annotated[float, Range(0, 1)] = 0.01,
+    epsilon: Annotated[float, Range(0, 1, search=False)] = 0.01,
     metric: Literal["loss", "accuracy"] = "loss",
-    most_blocks: Annotated[int, Range(1, 1000, log=True)] = 3,
-    search_share: Annotated[float, Range(0, 1)] = 0.5,
-    validation_rows: Annotated[int, Range(1, 100000, log=True)] = 64,
+    most_blocks: Annotated[int, Range(1, 1000, log=True, search=False)] = 3,
+    search_share: Annotated[float, Range(0, 1, search=False)] = 0.5,
+    validation_rows: Annotated[int, Range(1, 100000, log=True, search=False)] = 64,
     learning_rate: Annotated[float, Range(1e-6, 1e-1, log=True)] = 1e-3,
 ) -> nn.Module:
     """A greedy search on validation rows picks the blocks worth training; they learn, and all else keeps its bits.
@@ -48,38 +48,37 @@ def subtuning(
 
     Source: Kaplun et al. 2023, arXiv:2302.06354, section 2 and algorithm 1; the walk, and evaluation mode in what is
         frozen, from its published code.
-    Args: unit: "block", or "half": attention or MLP of a block, each with its norm. rule: "gain" adds a block only if the
-            score rises by more than epsilon; "walk" always goes on to the best one until the score falls more than
-            epsilon below the best so far, which it returns. metric: of the validation rows: negative mean loss (nats),
-            or the share of tokens predicted first. most_blocks: units chosen, at most. search_share: of the budget,
-            divided evenly over the most trainings the search may make. validation_rows: rows scored, at most.
+    Args: unit: "block", or "half": attention or MLP of a block, each with its norm.
+        rule: "gain" adds a block only if the score rises by more than epsilon; "walk" always goes on to the best one
+            until the score falls more than epsilon below the best so far, which it returns.
+        metric: of the validation rows: negative mean loss (nats), or the share of tokens predicted first.
+        most_blocks: units chosen, at most. search_share: of the budget, divided evenly over the most trainings the
+            search may make. validation_rows: rows scored, at most.
     Departures: the paper trains a new classification head with every subset; a language model has its own, which stays,
         as embeddings and final norm do. So the empty subset is the untouched model, and where no block gains more than
         epsilon the best one is trained. The paper scores accuracy, which a short training of a language model hardly
         moves; loss is the default here. Searching costs budget: its trainings are shorter than the last.
-    Limits: where the search's share does not give every candidate a step, fewer blocks are chosen than most_blocks; where
-        not even single blocks get one, all blocks are trained without a search. `notes` has the validation score of
-        every single block ("profile"), of the untouched model ("untouched"), and the chosen blocks ("blocks").
+    Limits: where the search's share does not give every candidate a step, the search is for fewer blocks than
+        most_blocks; where not even single blocks get one, all blocks are trained without a search. `notes` has the
+        validation score of every single block ("profile"), of the untouched model ("untouched"), and the chosen blocks.
     """
     units = _units(lm.anatomy(model), unit)
     batches = data.batches(run)
     order = torch.randperm(len(data.validation), generator=run.generator("subtuning"))[:validation_rows].tolist()
     rows = [(data.validation[i].input_ids, data.validation[i].labels) for i in order]
 
-    def train(subset: Subset, share: float) -> Any:
+    def train(subset: Subset, share: float) -> nn.Module:
         names = {name for i in subset for part in units[i].parts for name in (part.name, part.bias_name) if name}
         tuned = lm.clone(model, learning=names)
         own = _units(lm.anatomy(tuned), unit)
         learning = [module for i in subset for module in own[i].modules]
 
-        def evaluation_mode_elsewhere(step: int) -> None:
+        def modes(step: int) -> None:
             tuned.eval()
             for module in learning:
                 module.train()
 
-        return run.train(
-            tuned, batches, learning_rate=learning_rate, parameters=names, share=share, before_step=evaluation_mode_elsewhere
-        )
+        return run.train(tuned, batches, learning_rate=learning_rate, parameters=names, share=share, before_step=modes)
 
     step = {"steps": 1.0, "tokens": float(batches(0).tokens), "seconds": 0.0}[run.budget.unit]
     most = min(most_blocks, len(units))
@@ -89,9 +88,9 @@ def subtuning(
     scores: dict[Subset, float] = {}
 
     def evaluate(subset: Subset) -> float:
-        if subset and run.fraction >= search_share:
+        if len(scores) > 1 and run.fraction >= search_share:
             return -math.inf
-        found = token_statistics(train(subset, share) if subset else model, rows)
+        found = token_statistics(train(subset, share) if subset else model, rows)  # type: ignore[arg-type]
         run.meter.forward_tokens += sum(len(input_ids) for input_ids, _ in rows)
         run.tick()
         tokens = sum(s.tokens for s in found)
@@ -102,10 +101,10 @@ def subtuning(
     chosen: Subset = tuple(range(len(units)))
     if share:
         chosen = greedy(len(units), evaluate, rule=rule, epsilon=epsilon, most=most)
-        singles = {subset: score for subset, score in scores.items() if len(subset) == 1}
-        chosen = chosen or max(singles, key=lambda subset: singles[subset], default=tuple(range(len(units))))
+        profile = {subset[0]: score for subset, score in scores.items() if len(subset) == 1}
+        chosen = chosen or (max(profile, key=lambda i: profile[i]),)
         run.notes["untouched"] = scores[()]
-        run.notes["profile"] = {units[i].name: score for (i,), score in singles.items()}
+        run.notes["profile"] = {units[i].name: score for i, score in profile.items()}
     run.notes["blocks"] = [units[i].name for i in chosen]
     return train(chosen, min(1.0 - run.fraction + _ROUNDING, 1.0)).requires_grad_(True)
 

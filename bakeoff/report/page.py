@@ -1,0 +1,95 @@
+"""The report of a comparison: one HTML file that needs nothing else, no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from bakeoff import files
+from bakeoff.report import plots
+from bakeoff.report.summary import (
+    COSTS,
+    UNTOUCHED,
+    Summary,
+    as_table,
+    change,
+    compact,
+    compare_command,
+    cost_in_words,
+    decided,
+    mean_and_error,
+    number,
+    short_labels,
+    summarise,
+)
+
+
+def write_report(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write `report.html` into a folder, from what `Comparison.run` returned, and return its path.
+
+    Raises: StoreError if it cannot be written; a report that was there is then untouched.
+    """
+    comparison, trials = results["comparison"], results["trials"]
+    summary = summarise(results)
+    places = {label: place for place, label in enumerate(comparison["methods"])}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bakeoff.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "compact": compact}
+    environment.globals |= {
+        "change": change, "decided": decided, "mean_and_error": mean_and_error, "cost_in_words": cost_in_words,
+        "colour": plots.colour, "shape": plots.shape, "COSTS": COSTS, "UNTOUCHED": UNTOUCHED,
+    }  # fmt: skip
+    facts = comparison["facts"]
+    page = environment.get_template("report.html.jinja").render(
+        comparison=comparison,
+        environment=results["environment"],
+        trials=trials,
+        summary=summary,
+        baseline=summary.baselines[0] if summary.baselines else "",
+        incomplete=[row.label for row in summary.rows if row.note],
+        places=places,
+        short=short_labels([UNTOUCHED, *places], 40),
+        plain_facts={name: value for name, value in facts.items() if not isinstance(value, Mapping)},
+        tables=[(name, as_table(value)) for name, value in facts.items() if isinstance(value, Mapping)],
+        command=compare_command(comparison),
+        pareto=_pareto(summary, comparison, places),
+        forests=_forests(summary),
+        curves=_curves(trials, places),
+        cost_plots=[(COSTS[c], plots.costs(summary.rows, c, places, f"cost-{i}")) for i, c in enumerate(summary.costs)],
+    )
+    path = Path(folder) / "report.html"
+    files.write_text(path, page)
+    return path
+
+
+def _pareto(summary: Summary, comparison: Mapping[str, Any], places: Mapping[str, int]) -> Any:
+    benefit, harm = comparison["benefit"], comparison["harm"]
+    return plots.pareto(summary, benefit, harm, places) if {benefit, harm} <= set(summary.metrics) else None
+
+
+def _forests(summary: Summary) -> list[tuple[str, list[tuple[str, Any]]]]:
+    made = []
+    for b, baseline in enumerate(summary.baselines):
+        drawn = [
+            (name, plots.forest(summary, name, baseline, f"effect-{b}-{m}")) for m, name in enumerate(summary.metrics)
+        ]
+        made.append((baseline, [(name, svg) for name, svg in drawn if svg is not None]))
+    return [(baseline, drawn) for baseline, drawn in made if drawn]
+
+
+def _curves(trials: list[dict[str, Any]], places: Mapping[str, int]) -> list[tuple[str, Any]]:
+    points = [point for trial in trials for point in plots.thinned(trial.get("curve") or [])]
+    if not points:
+        return []
+    steps, losses = zip(*points, strict=True)
+    limits = (min(steps), max(steps)), (min(losses), max(losses))
+    drawn = [(label, plots.curves(trials, label, place, limits, f"curve-{place}")) for label, place in places.items()]
+    return [(label, svg) for label, svg in drawn if svg is not None]
