@@ -54,11 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"bakeoff: {error.format_message()} (--help says more)", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        again = shlex.join(["bakeoff", *words])
-        print(
-            f"\nInterrupted. Nothing that was finished is lost; to go on, give the same command again:\n  {again}",
-            file=sys.stderr,
-        )
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
                 f"bakeoff: unexpected {type(error).__name__}: {error} (give --debug for the traceback)", file=sys.stderr
             )
         code = error.exit_code if isinstance(error, BakeoffError) else 1
+    if code == 130:  # typer makes it of a KeyboardInterrupt
+        again = shlex.join(["bakeoff", *words])
+        print(
+            f"\nInterrupted. Nothing that was finished is lost; to go on, give the same command again:\n  {again}",
+            file=sys.stderr,
+        )
     sys.exit(code)
 
 
@@ -223,6 +224,8 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
             baseline=fields["baseline"] and str(Spec.parse(str(fields["baseline"]))), tune=_number(fields, "tune", 0),
             checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice,
         )  # fmt: skip
+        if len(comparison.seeds) < 3:
+            _notice("Fewer than 3 seeds decide nothing reliably: one gives no interval, two too narrow a one.")
         if fields["dry_run"]:
             return _print_plan(comparison, bool(fields["json"]))
         out = Path(_need(fields, "out", "results"))

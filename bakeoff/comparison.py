@@ -79,8 +79,12 @@ class Comparison:
         return self.setting or self.contest.open(self.question)
 
     def prepared(self) -> Comparison:
-        """The same comparison with its inputs read."""
-        return dataclasses.replace(self, setting=self.opened())
+        """The same comparison with its inputs read; UsageError if a method needs what they do not hold."""
+        setting = self.opened()
+        for method in self.methods.values():
+            if lacking := setting.lacks(method):
+                raise UsageError(lacking)
+        return dataclasses.replace(self, setting=setting)
 
     def run(self, store: Store) -> dict[str, Any]:
         """Run what is not in the store yet and return the results, in the form of `results.json`.
@@ -264,7 +268,7 @@ class Comparison:
         def is_whole() -> bool:
             trial.run(store, need_result=True, checkpoint_seconds=self.checkpoint_seconds)
             try:
-                return setting.digest(setting.reload(source)) == shown["weights_sha256"]
+                return bool(setting.digest(setting.reload(source)) == shown["weights_sha256"])
             except UsageError:
                 return False
 

@@ -36,6 +36,10 @@ class Setting(ABC):
         """Hashes and conditions that, with method, arguments and seed, make a trial's result: part of its address."""
 
     @abstractmethod
+    def lacks(self, method: Method) -> str | None:
+        """What a method needs that the question does not give, as a sentence that says how to give it."""
+
+    @abstractmethod
     def surroundings(self) -> dict[str, Any]:
         """Where a method runs: `device` and `dtype` of its Run."""
 

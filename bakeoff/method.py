@@ -9,6 +9,7 @@ import ast
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -167,7 +168,8 @@ class Spec:
         wrong = UsageError(
             f'The method {text!r} is not understood: write a name, or a name with values such as "lora(rank=8)".'
         )
-        if not name or not all(part.isalnum() for part in name.replace("_", "-").replace(":", "-").split("-")):
+        name = name.strip()
+        if not re.fullmatch(r"[\w-]+|[\w./~-]+\.py(:[\w-]+)?|[\w.]+:[\w-]+", name):
             raise wrong
         try:
             call = ast.parse(f"_({rest}" if bracket else "_()", mode="eval").body
@@ -176,7 +178,7 @@ class Spec:
             arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         except (SyntaxError, ValueError):
             raise wrong from None
-        return cls(name.replace("_", "-"), arguments)
+        return cls(name if "." in name or ":" in name else name.replace("_", "-"), arguments)
 
     def __str__(self) -> str:
         if not self.arguments:

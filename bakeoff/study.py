@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 import bakeoff
@@ -324,6 +325,12 @@ def told(verdict: Mapping[str, Any]) -> str:
                 [label.ljust(width), *(f"{values[n]:{len(n)}.4f}" if n in values else " " * len(n) for n in names)]
             )
         )
+    if verdict["notes"]:
+        lines += [
+            "",
+            "Noted, without weight in the verdict:",
+            yaml.safe_dump(verdict["notes"], sort_keys=False, width=120).rstrip(),
+        ]
     lines += [
         "",
         f"Verdict at scale {verdict['scale']}, {len(verdict['seeds'])} seeds, {verdict['seconds']:.0f} seconds: {verdict['verdict']}",

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from bakeoff.method import Spec
 from bakeoff.study import Arm, Lab, study
-from bakeoff.text import installed
+from bakeoff.text import documents, installed, read
 
 TARGET, KEPT = "target_loss", "kept_loss"
 
@@ -15,7 +15,7 @@ TARGET, KEPT = "target_loss", "kept_loss"
     slug="minifinetuning",
     claim="Better specialisation to degeneralisation than full fine-tuning and LoRA at 500 samples.",
     source="Belcak et al. 2025, arXiv:2506.15702, abstract",
-    expectation="S is the fall of the loss on held-out speeches of a playwright, D the rise of the loss on encyclopedia text, "
+    expectation="S is the fall of the loss on held-out passages of a playwright, D the rise of the loss on encyclopedia text, "
     "both from the starting model, in nats per token (the paper: perplexities). Minifinetuning at threshold 0.2 and the rate "
     "best for S has S above 0. Full fine-tuning and LoRA, each at its best rate and at a third of it, stopped wherever they "
     "reach that S, have a greater D: full fine-tuning at least 1.3 times as great, so that S/D is 1.3 times better at equal S. "
@@ -26,7 +26,7 @@ TARGET, KEPT = "target_loss", "kept_loss"
     scales={
         "smoke": {"seeds": 1, "samples": 20, "budgets": (1, 2), "length": 32, "items": 6, "rates": (1e-3,), "lora_rates": (3e-3,)},
         "laptop": {
-            "seeds": 3, "samples": 500, "budgets": (8, 16, 32, 63), "length": 128, "items": 64,
+            "seeds": 3, "samples": 500, "budgets": (10, 25, 63), "length": 128, "items": 48,
             "rates": (3e-4, 1e-3, 3e-3), "lora_rates": (1e-3, 3e-3, 1e-2),
         },
         "gpu": {
@@ -39,20 +39,21 @@ def minifinetuning(
     lab: Lab, *, samples: int, budgets: tuple[int, ...], length: int, items: int,
     rates: tuple[float, ...], lora_rates: tuple[float, ...],
 ) -> None:  # fmt: skip
-    speeches, held_out, general = _texts(lab, samples)
+    passages, held_out, general = _texts(lab, samples)
     setting = lab.open(
-        "tune", model="reference", train=lab.write("speeches", [{"text": t} for t in speeches]),
+        "tune", model="reference", train=lab.write("passages", [{"text": t} for t in passages]),
         valid=lab.write("held_out", [{"text": t} for t in held_out]), keep=general, max_length=length, dtype="bfloat16",
         exam_items=items,
     )  # fmt: skip
     last, start = f"{budgets[-1]}steps", lab.untouched(setting)
 
     def best_rate(spec: str, among: tuple[float, ...]) -> float:
-        return float(Spec.parse(lab.choose(spec, setting, last, "learning_rate", among, TARGET)).arguments["learning_rate"])
+        chosen = Spec.parse(lab.choose(spec, setting, last, "learning_rate", among, TARGET))
+        return float(chosen.arguments["learning_rate"])
 
     def curves(name: str, rate: float) -> list[list[Arm]]:
-        specs = [f"{name}(learning_rate={r:.3g})" for r in (rate, rate / 3)]
-        return [[start, *(lab.arm(spec, setting, f"{steps}steps") for steps in budgets)] for spec in specs]
+        plans = ((rate, budgets), (rate / 3, budgets[1:]))
+        return [[start, *(lab.arm(f"{name}(learning_rate={r:.3g})", setting, f"{n}steps") for n in steps)] for r, steps in plans]
 
     full_rate, own_rate = best_rate("full", rates), best_rate("minifinetuning(threshold=0.2)", rates)
     rivals = {"full": curves("full", full_rate), "lora": curves("lora", best_rate("lora", lora_rates))}
@@ -94,14 +95,12 @@ def matched(curves: list[list[Arm]], level: float) -> dict[Arm, float]:
 
 
 def _texts(lab: Lab, samples: int) -> tuple[list[str], list[str], str]:
-    """Speeches to learn (nine tenths of them; the rest is for choosing), speeches of other plays, a file of general text."""
-    count = round(samples / 0.9)
+    """Passages to learn (the tenth beyond `samples` is for choosing), later ones for the exam, a file of general text."""
     if lab.scale == "smoke":
-        code = "".join(e.text for e in installed("code", limit=40_000))
-        speeches = [code[i : i + 200] for i in range(0, len(code), 200) if code[i : i + 200].strip()]
+        domain = installed("code", limit=40_000)
         general = lab.write("general", [{"text": e.text} for e in installed("reference", limit=20_000)])
     else:
-        parts = lab.corpus("text/tinyshakespeare_first_half.txt").read_text("utf-8").split("\n\n")
-        speeches = list(dict.fromkeys(p for p in parts if 80 <= len(p) <= 300))
+        domain = read(lab.corpus("text/tinyshakespeare_first_half.txt"))
         general = str(lab.corpus("text/wikitext2_raw_test.txt"))
-    return speeches[:count], speeches[count:][-400:], general
+    passages = list(dict.fromkeys(e.text for e in documents(domain, 160) if e.text.strip()))
+    return passages[: 3 * round(samples / 0.9) : 3], passages[-(len(passages) // 4) :], general

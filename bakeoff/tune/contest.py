@@ -124,6 +124,11 @@ class TuneSetting(Setting):
             "max_length": q.max_length, "rows": self.data.rows, "dtype": q.dtype, "device": str(self.model.device.type),
         }  # fmt: skip
 
+    def lacks(self, method: Method) -> str | None:
+        if "keep set" in method.needs and not self.data.keep:
+            return f"{method.name} needs text to go on knowing: give it with --keep."
+        return None
+
     def surroundings(self) -> dict[str, Any]:
         return {"device": self.model.device, "dtype": getattr(torch, self.question.dtype)}
 
