@@ -489,14 +489,16 @@ def studies(as_json: Json = False) -> None:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that `bakeoff compare` wrote.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `bakeoff compare` wrote.")], as_json: Json = False
+) -> None:
     """Write report.html anew from a folder's results.json, and print the table."""
     from bakeoff.report.page import write_report
     from bakeoff.report.table import markdown
 
     results = read_results(folder)
-    print(markdown(results))
-    print(f"\nReport: {write_report(results, folder)}")
+    path = write_report(results, folder)
+    print(json.dumps(results, indent=2) if as_json else f"{markdown(results)}\n\nReport: {path}")
 
 
 @app.command()
@@ -549,11 +551,12 @@ def _print_results(results: dict[str, Any], out: Path, as_json: bool) -> None:
 
 
 def _print_plan(comparison: Comparison, as_json: bool) -> int:
+    comparison = comparison.prepared()
     plan = comparison.predict()
     total = sum(p["trials"] * (p["seconds"] + p["exam_seconds"]) for p in plan)
     if as_json:
         print(json.dumps({"plan": plan, "budget": str(comparison.budget), "seeds": list(comparison.seeds), "total_seconds": total,
-                          "question": comparison.question.model_dump(mode="json")}, indent=2))  # fmt: skip
+                          "question": comparison.opened().question.model_dump(mode="json")}, indent=2))  # fmt: skip
         return 0
     print(f"{'method':32} {'trials':>6} {'tokens':>12} {'seconds':>8} {'memory':>9}   (a trial)")
     for p in plan:

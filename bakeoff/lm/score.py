@@ -32,6 +32,8 @@ IGNORED = -100
 _UNSTATED_LENGTH = 2048
 _CPU_BATCH_TOKENS, _DEVICE_BATCH_TOKENS = 4096, 16384
 _CPU_SOFTMAX_ELEMENTS, _DEVICE_SOFTMAX_ELEMENTS = 2**21, 2**26
+# A batch is closed when its padding would cost more than a pass of its own; launching one is dearer on an accelerator.
+_CPU_PADDING, _DEVICE_PADDING = 128, 4096
 # Contexts of one batch share a cache as long as the shortest of them; what a longer one has beyond it is computed once
 # for each of its continuations.
 _UNSHARED_TOKENS = 8
@@ -130,7 +132,7 @@ def token_statistics(
     # What follows the last scored token, and that token itself, is never fed.
     lengths = [int(kept[-1]) + 1 if len(kept) else 0 for kept in scored]
     with _evaluating(model):
-        for batch in _batches(lengths, _budget(model, batch_tokens)):
+        for batch in _batches(lengths, _budget(model, batch_tokens), model.device):
             inputs = _pad([items[index][0][: lengths[index]] for index in batch])
             keep = torch.zeros(inputs.shape, dtype=torch.bool)
             for row, index in enumerate(batch):
@@ -378,13 +380,18 @@ def _budget(model: PreTrainedModel, batch_tokens: int | None) -> int:
     return batch_tokens
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of the positive lengths, longest first, in batches of at most `budget` padded tokens or one item."""
+def _batches(lengths: Sequence[int], budget: int, device: torch.device) -> Iterator[list[int]]:
+    """Indices of the positive lengths, longest first, in batches of little padding and at most `budget` tokens."""
+    most_padding = _CPU_PADDING if device.type == "cpu" else _DEVICE_PADDING
     batch: list[int] = []
+    padding = 0
     for index in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
+        if batch:
+            longest = lengths[batch[0]]
+            padding += longest - lengths[index]
+            if longest * (len(batch) + 1) > budget or padding > most_padding:
+                yield batch
+                batch, padding = [], 0
         batch.append(index)
     if batch:
         yield batch
@@ -468,7 +475,7 @@ def _shared_context(model: PreTrainedModel, groups: Sequence[_Group], budget: in
                 rows.setdefault((number, (*group.context[common:], *rest[:-1])), []).append(index)
         wanted = {index: rest for group in batch for index, rest in group.continuations.items()}
         keys = list(rows)
-        for chosen in _batches([common + len(tokens) for _, tokens in keys], 4 * budget):
+        for chosen in _batches([common + len(tokens) for _, tokens in keys], 4 * budget, model.device):
             results |= _continue(model, cache, {keys[row]: rows[keys[row]] for row in chosen}, wanted)
     return results
 

@@ -53,7 +53,10 @@ def minifinetuning(
 
     def curves(name: str, rate: float) -> list[list[Arm]]:
         plans = ((rate, budgets), (rate / 3, budgets[1:]))
-        return [[start, *(lab.arm(f"{name}(learning_rate={r:.3g})", setting, f"{n}steps") for n in steps)] for r, steps in plans]
+        return [
+            [start, *(lab.arm(f"{name}(learning_rate={r:.3g})", setting, f"{n}steps") for n in steps)]
+            for r, steps in plans
+        ]
 
     full_rate, own_rate = best_rate("full", rates), best_rate("minifinetuning(threshold=0.2)", rates)
     rivals = {"full": curves("full", full_rate), "lora": curves("lora", best_rate("lora", lora_rates))}
@@ -69,7 +72,8 @@ def minifinetuning(
         weights = {start: 1 - times, arm: times}
         for other, share in matched(rivals[name], arm.mean(TARGET)).items():
             weights[other] = weights.get(other, 0) - share
-        lab.expect(f"{times:g} times D of minifinetuning, less D of {name} at that S", lab.contrast(KEPT, weights), below=0)
+        sentence = f"{times:g} times D of minifinetuning, less D of {name} at that S"
+        lab.expect(sentence, lab.contrast(KEPT, weights), below=0)
 
     lab.notes["threshold 1 less full fine-tuning, kept loss"] = one.mean(KEPT) - rivals["full"][0][2].mean(KEPT)
     lab.notes["S and D"] = {
