@@ -40,7 +40,7 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _ELSEWHERE = "to use another store give --store DIR or set BAKEOFF_STORE"
 
 
-class Busy(StoreError):  # noqa: N818
+class Busy(StoreError):
     """Another process, or another thread, holds the lock that was asked for without waiting."""
 
 

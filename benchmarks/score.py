@@ -30,9 +30,10 @@ THREADS = 2
 BATCH_SIZES = (8, 16, 32, 64)
 DOCSTRINGS = 200
 CHAPTER_CHARACTERS = 40_000
-QUESTIONS = 48
+QUESTIONS = 40
 CHOICES = 4
-CONTEXT_WORDS, CHOICE_WORDS = (30, 120), (2, 8)
+# Passages as in reading comprehension (SciQ about 80 words, BoolQ 110, RACE 300), with short answers.
+CONTEXT_WORDS, CHOICE_WORDS = (80, 200), (2, 8)
 END = "<|endoftext|>"
 TOLERANCE = 1e-4
 

@@ -197,7 +197,8 @@ processor, trained enough to have something to lose. It is there for demonstrati
 Made by `recipes/reference.py` (seed {given.seed}): {run.meter.steps:,} steps of {ROWS} x {WINDOW} tokens,
 {run.meter.tokens:,} tokens in all ({run.meter.tokens / tokens:.1f} passes over {tokens:,}), AdamW with peak learning rate
 {given.learning_rate:g}, bf16 autocast, {run.meter.seconds / 60:.0f} minutes on a processor (torch threads: {torch.get_num_threads()}).
-4 layers, width 256, 4 heads sharing 2 key-value heads, byte-level BPE with {VOCABULARY:,} tokens, 512 positions, embeddings tied. torch {torch.__version__}, tokenizers {tokenizers.__version__}, Python {platform.python_version()}.
+4 layers, width 256, 4 heads sharing 2 key-value heads, byte-level BPE with {VOCABULARY:,} tokens, 512 positions, embeddings tied.
+torch {torch.__version__}, tokenizers {tokenizers.__version__}, Python {platform.python_version()}.
 
 Held-out documents are chosen by the hash of their content ({HELD_OUT:.0%} of each source, at least one), and their loss is measured in
 windows of {WINDOW} tokens on the weights as saved, in bf16.

@@ -105,7 +105,7 @@ def moves_what_it_does_not_declare(model, data, run):
 
     @torch.no_grad()
     def move(step):
-        moved.add_(0.01)
+        moved.add_(0.001)
 
     names = [name for name, _ in rest]
     return run.train(tuned, data.batches(run), learning_rate=RATE, parameters=names, after_step=move)
@@ -118,7 +118,7 @@ def moves_what_it_masks(model, data, run):
 
     @torch.no_grad()
     def move(step):
-        next(tuned.parameters()).add_(0.01)
+        next(tuned.parameters()).add_(0.001)
 
     return run.train(tuned, data.batches(run), learning_rate=RATE, parameters=masks, after_step=move)
 

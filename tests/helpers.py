@@ -1,4 +1,7 @@
-"""What the tests of whole commands share: a tiny model folder, small texts, the command line in this and other processes."""
+"""What the tests of whole commands share: a tiny model folder, small texts, the command line in this and other processes.
+
+PYTEST_DONT_REWRITE: the tests import it before pytest takes its fixtures.
+"""
 
 from __future__ import annotations
 

@@ -270,27 +270,21 @@ def test_apply_saves_the_model_that_it_measured(bakeoff: Command, material: Mate
 
 
 def test_apply_says_why_it_failed(bakeoff: Command, material: Material, tmp_path: Path) -> None:
-    words = [
-        "--model",
-        material.model,
-        "--train",
-        material.train,
-        "--budget",
-        "4steps",
-        "--max-length",
-        "32",
-        "--exam-items",
-        "6",
-    ]
-    store = material.store(tmp_path / "store")
-    said = bakeoff("apply", "tune", "full(learning_rate=0.1)", *words, "--out", tmp_path / "out", "--store", store)
-    assert said.code in (0, 1)
-    said = bakeoff("apply", "tune", "mixed-training", *words, "--out", tmp_path / "other", "--store", store)
-    assert said.code == 1
-    assert (
-        "mixed-training failed: mixed-training learns from a keep set as well: give one with --keep." in said.sentence
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from bakeoff import lm\nfrom bakeoff.tune.contest import tune\n\n@tune.method()\n"
+        "def stumbles(model, data, run):\n    tuned = run.train(lm.clone(model), data.batches(run), learning_rate=1e-3)\n"
+        "    if run.seed == 7:\n        raise RuntimeError('seven is too many')\n    return tuned\n"
     )
-    assert not (tmp_path / "other").exists()
+    words = ["--model", material.model, "--train", material.train, "--budget", "4steps", "--max-length", "32",
+             "--exam-items", "6", "--store", material.store(tmp_path / "store"), "--out", tmp_path / "out"]  # fmt: skip
+    said = bakeoff("apply", "tune", f"{own}:stumbles", *words, "--seed", "7")
+    assert said.code == 1
+    assert said.sentence == f"bakeoff: {own}:stumbles failed: RuntimeError: seven is too many"
+    said = bakeoff("apply", "tune", "mixed-training", *words)
+    assert said.code == 2
+    assert "mixed-training needs text to go on knowing: give it with --keep." in said.sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_tune_tries_the_same_number_for_each_method_and_never_sees_the_exam(
@@ -452,7 +446,7 @@ def test_a_model_folder_that_is_wrong(
         ({"--budget": "1.5steps"}, "The budget '1.5steps' is not a whole number of steps"),
         ({"--max-length": "513"}, "--max-length 513 is beyond the 512 positions"),
         ({"--max-length": "3"}, "--max-length is wrong"),
-        ({"--max-length": "many"}, "many"),
+        ({"--max-length": "many"}, "Invalid value for '--max-length'"),
         ({"--seeds": "0"}, "--seeds"),
         ({"--model": "nobody/nothing"}, "There is no folder 'nobody/nothing' here, and the hub did not give a model"),
         ({"--model": "/nowhere/model"}, "There is no model folder /nowhere/model: check the path."),
@@ -498,7 +492,7 @@ def test_what_is_missing_is_named(missing: str, bakeoff: Command, material: Mate
     [
         ("bad.jsonl", '{"text": "one"}\n{"text": "two"}\n{"text": 3}\n', "bad.jsonl:3"),
         ("torn.jsonl", '{"text": "one"}\n{"text": "tw', "torn.jsonl:2"),
-        ("short.txt", "too short\n", "short.txt"),
+        ("short.txt", "too short\n", "3 parts (train, validation, target) need at least 3 different examples"),
         ("empty.txt", "", "empty.txt"),
         ("odd.xyz", "what is this", "odd.xyz"),
     ],

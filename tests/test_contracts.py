@@ -46,14 +46,17 @@ def test_budgets_that_are_not_understood(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name", "arguments"),
-    [("hft", "hft", {}), ("lora(rank=8)", "lora", {"rank": 8}), (" mixed_training( a = 'x', b=1e-3 ) ", "mixed-training", {"a": "x", "b": 1e-3}),
+    [("hft", "hft", {}), ("lora(rank=8)", "lora", {"rank": 8}),
+     (" mixed_training( a = 'x', b=1e-3 ) ", "mixed-training", {"a": "x", "b": 1e-3}),
      ("f()", "f", {}), ("a/my_file.py:thing", "a/my_file.py:thing", {}), ("pkg.mod:a_b", "pkg.mod:a_b", {})],
 )  # fmt: skip
 def test_specs_are_read(text: str, name: str, arguments: dict[str, object]) -> None:
     assert Spec.parse(text) == Spec(name, arguments)
 
 
-@pytest.mark.parametrize("text", ["", "lora(8)", "lora(rank=8", "lora rank=8)", "lora(rank=x)", "lora(**{})", "lora(rank=open('x'))", "a;b"])
+@pytest.mark.parametrize(
+    "text", ["", "lora(8)", "lora(rank=8", "lora rank=8)", "lora(rank=x)", "lora(**{})", "lora(rank=open('x'))", "a;b"]
+)
 def test_specs_that_are_not_understood(text: str) -> None:
     with pytest.raises(UsageError):
         Spec.parse(text)
@@ -75,8 +78,10 @@ def test_arguments_get_defaults_and_types() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"rank": 0}, "between 1 and 64"), ({"rank": 1.5}, "whole number"), ({"rank": True}, "type int"), ({"rate": math.nan}, "type float"),
-     ({"rate": "1"}, "type float"), ({"kind": "c"}, "one of 'a', 'b'"), ({"merge": 1}, "one of False, True"), ({"rnak": 3}, "no parameter 'rnak'")],
+    [({"rank": 0}, "between 1 and 64"), ({"rank": 1.5}, "whole number"), ({"rank": True}, "type int"),
+     ({"rate": math.nan}, "type float"),
+     ({"rate": "1"}, "type float"), ({"kind": "c"}, "one of 'a', 'b'"), ({"merge": 1}, "one of False, True"),
+     ({"rnak": 3}, "no parameter 'rnak'")],
 )  # fmt: skip
 def test_arguments_that_are_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=f"example.*{said}"):

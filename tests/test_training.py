@@ -100,7 +100,9 @@ def test_only_named_parameters_and_masked_entries_move(tmp_path: Path) -> None:
     mask = torch.zeros_like(before[name], dtype=torch.bool)
     mask[:, :32] = True
     run = run_in(tmp_path)
-    run.train(model, Shuffled(items(), 4, 0), learning_rate=1e-2, parameters={name: mask, "transformer.ln_f.bias": None})
+    run.train(
+        model, Shuffled(items(), 4, 0), learning_rate=1e-2, parameters={name: mask, "transformer.ln_f.bias": None}
+    )
     for other, p in model.named_parameters():
         moved = p.detach() != before[other]
         if other == name:

@@ -33,10 +33,10 @@ _UNSTATED_LENGTH = 2048
 _CPU_BATCH_TOKENS, _DEVICE_BATCH_TOKENS = 4096, 16384
 _CPU_SOFTMAX_ELEMENTS, _DEVICE_SOFTMAX_ELEMENTS = 2**21, 2**26
 # A batch is closed when its padding would cost more than a pass of its own; launching one is dearer on an accelerator.
-_CPU_PADDING, _DEVICE_PADDING = 128, 4096
+_CPU_PADDING, _DEVICE_PADDING = 64, 4096
 # Contexts of one batch share a cache as long as the shortest of them; what a longer one has beyond it is computed once
 # for each of its continuations.
-_UNSHARED_TOKENS = 8
+_UNSHARED_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)

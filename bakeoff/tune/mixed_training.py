@@ -61,8 +61,8 @@ def mixed_training(
     data: TuneData,
     run: Run,
     *,
-    target_parts: Annotated[int, Range(0, 1000)] = 1,
-    keep_parts: Annotated[int, Range(0, 1000)] = 1,
+    target_parts: Annotated[int, Range(0, 1000, search=False)] = 1,
+    keep_parts: Annotated[int, Range(0, 1000, search=False)] = 1,
     learning_rate: Annotated[float, Range(1e-6, 1e-1, log=True)] = 3e-4,
 ) -> nn.Module:
     """Every step learns target rows and rows to keep together, in a fixed ratio.
