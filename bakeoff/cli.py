@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     if words in ([], ["compare"], ["apply"]):
         words = [*words, "--help"]
     keep_memory()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         code = command(words)(args=words, prog_name="bakeoff", standalone_mode=False) or 0
     except typer.Exit as done:
@@ -188,7 +191,7 @@ def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple
         first = error.errors()[0]
         name = "--" + str(first["loc"][0]).replace("_", "-")
         wrong = "is needed" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise UsageError(f"{name} {wrong}: `bakeoff compare {contest_name} --help` says what it takes.") from None
+        raise UsageError(f"{name} {wrong}: --help says what it takes.") from None
 
 
 def _need(fields: dict[str, Any], name: str, example: str) -> str:
@@ -275,7 +278,7 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
     with _watching(bool(fields["quiet"])) as watch:
         comparison = Comparison(
             registry.contest(contest_name), question, [spec], Budget.parse(_need(fields, "budget", "60steps")), [seed],
-            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice,
+            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch,
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
         results = comparison.run(store)
@@ -287,7 +290,7 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
             raise BakeoffError(f"{spec} failed: {trial['error']}")
         card = model_card(comparison.methods[str(spec)], trial, results["comparison"], results["environment"])
         with _only_writer(out, store):
-            comparison.export(trial, store, out, card)
+            dataclasses.replace(comparison, notice=_notice).export(trial, store, out, card)
     if fields["json"]:
         print(json.dumps({"out": str(out), "trial": trial, "untouched": results["comparison"]["untouched"]}, indent=2))
         return 0
@@ -426,8 +429,6 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure a model's perplexity on a text, by token, word and byte."""
-    import dataclasses
-
     from bakeoff import lm
     from bakeoff.errors import DataError
     from bakeoff.lm.score import perplexity

@@ -172,7 +172,10 @@ class Comparison:
                 except Busy:
                     continue
                 if records[place]["status"] == "failed":
-                    self.notice(f"{label}, seed {seed} failed: {records[place]['error']}")
+                    self.notice(
+                        f"{label}, seed {seed} failed: {records[place]['error']} "
+                        f"(traceback in trials/{trials[place].key}.json of the store)"
+                    )
                 self.watch(f"{label}, seed {seed}", len(records), len(trials), 1.0, math.nan)
         return records
 

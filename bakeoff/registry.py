@@ -110,5 +110,10 @@ def _module(place: str) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(
+            f"{place} cannot be imported ({type(error).__name__}: {error}): mend it, then try again."
+        ) from error
     return module

@@ -32,7 +32,7 @@ DOCSTRINGS = 200
 CHAPTER_CHARACTERS = 40_000
 QUESTIONS = 40
 CHOICES = 4
-# Passages as in reading comprehension (SciQ about 80 words, BoolQ 110, RACE 300), with short answers.
+# A passage and short answers, as in reading comprehension or after a few worked examples.
 CONTEXT_WORDS, CHOICE_WORDS = (80, 200), (2, 8)
 END = "<|endoftext|>"
 TOLERANCE = 1e-4

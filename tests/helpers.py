@@ -29,7 +29,7 @@ from bakeoff.store import Store
 
 METHODS = ("full", "lora(rank=2)")
 SEEDS = 3
-STEPS = 5
+STEPS = 4
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "hill", "big", "small", "red", "old", "new")
 
 

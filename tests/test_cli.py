@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import METHODS, SEEDS, STEPS, Finished, Material, Said, done_trials
+from helpers import METHODS, SEEDS, Finished, Material, Said, done_trials
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from bakeoff import registry
@@ -333,6 +333,7 @@ def test_dry_run_plans_and_writes_nothing(
     train.write_text("".join(lines))
     store, out = tmp_path / "store", tmp_path / "out"
     words = material.compare(store, out, "--json", methods=METHODS)
+    words[words.index("--budget") + 1] = "6steps"  # more than are tried for the plan
     words[words.index("--train") + 1] = str(train)
     said = bakeoff(*words, "--dry-run")
     assert said.code == 0, said.err
@@ -342,8 +343,8 @@ def test_dry_run_plans_and_writes_nothing(
     assert set(plan) == {"plan", "budget", "seeds", "total_seconds", "question"}
     assert plan["question"]["train"] == str(train)
     for row in plan["plan"]:
-        assert row["steps"] == STEPS
-        assert row["tokens"] == STEPS * 2 * 32
+        assert row["steps"] == 6
+        assert row["tokens"] == 6 * 2 * 32
         assert row["trials"] == SEEDS
         assert row["seconds"] > 0
         assert row["peak_memory_bytes"] > 0

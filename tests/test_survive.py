@@ -127,7 +127,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
     assert not any((store / "work" / "trials").iterdir())
 
 
-@pytest.mark.parametrize("steps", [3, STEPS + 1 + 2])
+@pytest.mark.parametrize("steps", [2, STEPS + 1 + 2])
 def test_the_interrupted_trial_goes_on_and_the_finished_are_not_run_again(
     steps: int, material: Material, finished: Finished, tmp_path: Path
 ) -> None:
@@ -387,16 +387,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     (newest / name).write_bytes(damage((newest / name).read_bytes()))
     words = material.compare(store, tmp_path / "out")
     assert Child(tmp_path, words, logging_steps, str(tmp_path / "log"), 0).ended().code == 0
-    assert (tmp_path / "log").read_text().splitlines()[0].endswith(" 4"), "the checkpoint of step 3 is whole"
+    assert (tmp_path / "log").read_text().splitlines()[0].endswith(" 3"), "the checkpoint of step 2 is whole"
     assert essence(tmp_path / "out") == essence(finished.out)
 
 
 @pytest.fixture(scope="session")
 def killed_store(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose first trial was killed right after its fourth step."""
+    """A store whose first trial was killed right after its third step."""
     place = tmp_path_factory.mktemp("killed")
     words = material.compare(material.store(place / "store"), place / "out")
-    assert Child(place, words, logging_steps, str(place / "log"), 4).ended().code == -signal.SIGKILL
+    assert Child(place, words, logging_steps, str(place / "log"), 3).ended().code == -signal.SIGKILL
     return place / "store"
 
 
@@ -431,7 +431,7 @@ def test_a_model_folder_that_vanishes_is_one_sentence(
     shutil.copytree(material.model, model)
     log = tmp_path / "log"
     assert Child(tmp_path, words, logging_steps, str(log), 0).ended().code == 0
-    assert log.read_text().splitlines()[0].endswith(" 5")
+    assert log.read_text().splitlines()[0].endswith(" 4")
     assert essence(out) == essence(finished.out)
 
 

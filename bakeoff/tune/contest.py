@@ -232,12 +232,11 @@ def open_tune(question: TuneQuestion) -> TuneSetting:
     origin = {"model": lm.fingerprint(folder), **{name: _fingerprint(path) for name, path in _paths(question).items()}}
     parts: dict[str, list[Example]] = {}
     shares = {"train": 0.9, "validation": 0.1} if "valid" in texts else {"train": 0.8, "validation": 0.1, "target": 0.1}
-    parts |= split(_cut(texts.pop("train"), len(shares)), shares, seed=0)
+    parts |= _divided(question.train, texts.pop("train"), shares)
     if "valid" in texts:
         parts["target"] = texts.pop("valid")
     if "keep" in texts:
-        halves = split(_cut(texts.pop("keep"), 2), {"keep": 0.7, "kept": 0.3}, seed=0)
-        parts |= halves
+        parts |= _divided(str(question.keep), texts.pop("keep"), {"keep": 0.7, "kept": 0.3})
     parts |= texts
     encoded = {name: encode(examples, tokenizer, question.max_length) for name, examples in parts.items()}
     for name, made in encoded.items():
@@ -292,11 +291,14 @@ def _fingerprint(path: str) -> str:
     return digest(Path(path)) if Path(path).exists() else path
 
 
-def _cut(examples: list[Example], parts: int) -> list[Example]:
-    """Long documents in pieces, so that few of them can still be split; short enough that every part gets some."""
+def _divided(path: str, examples: list[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
+    """The parts of a text. Long documents are cut into pieces first, short enough that every part gets some."""
     total = sum(len(e.text) for e in examples if e.kind == "text")
-    size = max(200, min(_PIECE, total // (8 * parts)))
-    return documents(examples, size)
+    size = max(200, min(_PIECE, total // (8 * len(shares))))
+    try:
+        return split(documents(examples, size), shares, seed=0)
+    except DataError as error:
+        raise DataError(f"{path} is too short: {error}") from None
 
 
 def _chosen(items: Sequence[Item], count: int) -> list[Item]:
