@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from bakeoff.errors import DataError, ModelError, UsageError
+from bakeoff.lm import score as score_module
 from bakeoff.lm.score import IGNORED, log_likelihood, model_length, perplexity, rolling, token_statistics
 from bakeoff.lm.tiny import END, FAMILIES, VOCAB_SIZE, tiny, tiny_tokenizer
 
@@ -149,8 +150,18 @@ def check_pairs(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pairs_equal_the_plain_loop(family: str, tokenizer: Any) -> None:
+@pytest.mark.parametrize("branched_length", [2048, 70, 0])
+def test_pairs_equal_the_plain_loop(
+    family: str, branched_length: int, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "_BRANCHED_LENGTH", branched_length)
     check_pairs(tiny(family), tokenizer)
+
+
+def test_pairs_with_eager_attention_equal_the_plain_loop(tokenizer: Any) -> None:
+    model = tiny("llama")
+    model.set_attn_implementation("eager")
+    check_pairs(model, tokenizer)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -201,12 +212,14 @@ def test_a_greedy_continuation_is_found(tokenizer: Any) -> None:
     assert [score.is_greedy for score in found] == expected
 
 
-def test_a_shared_context_is_computed_once(tokenizer: Any) -> None:
+@pytest.mark.parametrize("branched", [True, False])
+def test_a_shared_context_is_computed_once(branched: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_module, "_BRANCHED_LENGTH", 2048 * branched)
     model = tiny("llama")
     pairs = [(STORY[:80], f" {letter}{letter}") for letter in "abcd"]
     fed = fed_tokens(model, lambda: log_likelihood(model, pairs, tokenizer=tokenizer))
-    # All but the last token of the context, then that token and two of three for each continuation.
-    assert fed == 79 + 4 * 3
+    # Two of three tokens of each continuation; with a cache, the context's last token goes with each of them.
+    assert fed == (80 + 4 * 2 if branched else 79 + 4 * 3)
     letters = [(STORY[:80], letter) for letter in "abcd"]
     assert fed_tokens(model, lambda: log_likelihood(model, letters, tokenizer=tokenizer)) == 79 + 1
 

@@ -467,8 +467,11 @@ def test_a_method_that_raises_fails_alone(material: Material, tmp_path: Path, ba
     words = material.compare(store, out, "--seed-base", "7", methods=[label, "full"])
     said = bakeoff(*words)
     assert said.code == 1
-    assert said.sentence == f"bakeoff: {label}, seed 7 failed: RuntimeError: seven is too many"
     results = json.loads((out / "results.json").read_text())
+    key = next(t["key"] for t in results["trials"] if t["status"] == "failed")
+    place = f"(traceback in trials/{key}.json of the store)"
+    assert said.sentence == f"bakeoff: {label}, seed 7 failed: RuntimeError: seven is too many {place}"
+    assert "seven is too many" in json.loads((store / "trials" / f"{key}.json").read_text())["traceback"]
     status = {(t["label"], t["seed"]): t["status"] for t in results["trials"]}
     assert status == {(name, seed): "done" for name in (label, "full") for seed in (7, 8, 9)} | {(label, 7): "failed"}
     assert (out / "report.html").exists()

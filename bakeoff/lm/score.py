@@ -34,6 +34,9 @@ _CPU_BATCH_TOKENS, _DEVICE_BATCH_TOKENS = 4096, 16384
 _CPU_SOFTMAX_ELEMENTS, _DEVICE_SOFTMAX_ELEMENTS = 2**21, 2**26
 # A batch is closed when its padding would cost more than a pass of its own; launching one is dearer on an accelerator.
 _CPU_PADDING, _DEVICE_PADDING = 64, 4096
+# Architectures whose layers take positions and a whole attention mask as given. Masks are quadratic in the length.
+_BRANCHING = {"gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma"}
+_BRANCHED_LENGTH = 2048
 # Contexts of one batch share a cache as long as the shortest of them; what a longer one has beyond it is computed once
 # for each of its continuations.
 _UNSHARED_TOKENS = 4
@@ -156,9 +159,12 @@ def log_likelihood(
     """log p(continuation | context) of each pair (context, continuation), in the order of `pairs`.
 
     Trailing white space of a context moves to its continuation; both are encoded together and cut where the context
-    alone ends; an empty context is the prefix token; what is too long loses tokens on the left. Pairs with the same
-    context share one pass over it, whose keys and values serve all their continuations; a model whose cache cannot be
-    shared exactly (recurrent states, virtual tokens) computes each pair whole.
+    alone ends; an empty context is the prefix token; what is too long loses tokens on the left.
+
+    Pairs with the same context compute it once, and its keys and values serve all their continuations: in one pass,
+    where the continuations branch off the context in one row, or through the model's cache where the architecture takes
+    no such mask or the row would be too long. A model whose cache cannot be shared exactly (recurrent states, virtual
+    tokens) computes each pair whole.
 
     Where the continuation's letters merge into the context's last token, so that nothing is left after the cut, the
     continuation is encoded by itself.
@@ -193,7 +199,9 @@ def log_likelihood(
     results = [LogLikelihood(0.0, 0, True)] * len(pairs)
     with _evaluating(model):
         budget = _budget(model, batch_tokens)
-        done = _shared_context(model, shared, budget) if shared else {}
+        longest = _BRANCHED_LENGTH if _can_branch(model) else 0
+        done = _branched(model, [group for group in shared if group.length <= longest], budget)
+        done |= _cached(model, [group for group in shared if group.length > longest], budget)
         for index, (values, hits) in done.items():
             results[index] = LogLikelihood(-float(values.sum(dtype=torch.float64)), len(values), bool(hits.all()))
         single = [index for members in groups.values() for index in members if index not in done]
@@ -447,19 +455,83 @@ class _Group:
     continuations: dict[int, list[int]]
 
     @property
+    def branches(self) -> dict[tuple[int, ...], list[int]]:
+        """What is fed after the context, with the pairs that it serves: those that differ in their last token only."""
+        branches: dict[tuple[int, ...], list[int]] = {}
+        for index, continuation in self.continuations.items():
+            branches.setdefault(tuple(continuation[:-1]), []).append(index)
+        return branches
+
+    @property
+    def length(self) -> int:
+        """The tokens of the context and of all branches, one after the other."""
+        return len(self.context) + sum(map(len, self.branches))
+
+    @property
     def tokens(self) -> int:
         """The tokens in the cache when every continuation stands beside its own copy of the context."""
         return sum(len(self.context) + len(rest) for rest in self.continuations.values())
 
 
-def _shared_context(model: PreTrainedModel, groups: Sequence[_Group], budget: int) -> dict[int, tuple[Tensor, Tensor]]:
-    """Negative log-likelihoods and correctness of the tokens of every pair; of none if the cache cannot be shared.
+_Found = dict[int, tuple[Tensor, Tensor]]
+"""Negative log-likelihoods and correctness of the tokens of a continuation, under the index of its pair."""
+
+
+def _can_branch(model: PreTrainedModel) -> bool:
+    return (
+        isinstance(model, PreTrainedModel)
+        and model.config.model_type in _BRANCHING
+        and model.config._attn_implementation in ("sdpa", "eager")
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    )
+
+
+def _branched(model: PreTrainedModel, groups: Sequence[_Group], budget: int) -> _Found:
+    """Score each group in one row: the context, then its branches, each of which sees the context and itself."""
+    results: _Found = {}
+    for batch in _batches([group.length for group in groups], budget, model.device):
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        places: dict[int, list[int]] = {}
+        kept = 0
+        for group in (groups[number] for number in batch):
+            tokens, length = list(group.context), len(group.context)
+            positions, owners = list(range(length)), [0] * length
+            first, kept = kept, kept + 1
+            for owner, (fed, indices) in enumerate(group.branches.items(), start=1):
+                tokens += fed
+                positions += range(length, length + len(fed))
+                owners += [owner] * len(fed)
+                places |= {key: [first, *range(kept, kept + len(fed))] for key in indices}
+                kept += len(fed)
+            rows.append((torch.tensor(tokens), torch.tensor(positions), torch.tensor(owners)))
+        inputs, positions_of, owner_of = (_pad(column) for column in zip(*rows, strict=True))
+        keep = torch.zeros(inputs.shape, dtype=torch.bool)
+        for row, number in enumerate(batch):
+            keep[row, len(groups[number].context) - 1 : groups[number].length] = True
+        order = torch.arange(inputs.shape[1])
+        visible = (owner_of[:, None, :] == 0) | (owner_of[:, :, None] == owner_of[:, None, :])
+        visible &= order[:, None] >= order
+        mask = torch.zeros(visible.shape, dtype=model.dtype).masked_fill_(~visible, torch.finfo(model.dtype).min)
+        logits, _ = _logits(
+            model,
+            inputs,
+            keep,
+            attention_mask=mask[:, None].to(model.device),
+            position_ids=positions_of.to(model.device),
+        )
+        wanted = {index: rest for number in batch for index, rest in groups[number].continuations.items()}
+        results |= _found(logits, places, wanted)
+    return results
+
+
+def _cached(model: PreTrainedModel, groups: Sequence[_Group], budget: int) -> _Found:
+    """Score each group from copies of its context's cache; nothing if the model's cache cannot be shared.
 
     The contexts of a batch are cut to the same length, one token short of the shortest, so that no padding enters the
     cache and every architecture's own positions and masks hold. What a context has beyond it is fed again with each
     of its continuations.
     """
-    results: dict[int, tuple[Tensor, Tensor]] = {}
+    results: _Found = {}
     for batch in _group_batches(sorted(groups, key=lambda group: -len(group.context)), budget):
         common = len(batch[-1].context) - 1
         prefix = torch.tensor([group.context[:common] for group in batch])
@@ -468,41 +540,35 @@ def _shared_context(model: PreTrainedModel, groups: Sequence[_Group], budget: in
         _, cache = _logits(model, prefix, keep, use_cache=True)
         if not _can_be_shared(cache, common):
             return {}
-        # Continuations that differ in their last token only, such as one-token choices, are one row.
-        rows: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        for number, group in enumerate(batch):
-            for index, rest in group.continuations.items():
-                rows.setdefault((number, (*group.context[common:], *rest[:-1])), []).append(index)
+        rows = [
+            (number, (*group.context[common:], *fed), indices)
+            for number, group in enumerate(batch)
+            for fed, indices in group.branches.items()
+        ]
         wanted = {index: rest for group in batch for index, rest in group.continuations.items()}
-        keys = list(rows)
-        for chosen in _batches([common + len(tokens) for _, tokens in keys], 4 * budget, model.device):
-            results |= _continue(model, cache, {keys[row]: rows[keys[row]] for row in chosen}, wanted)
+        for chosen in _batches([common + len(tokens) for _, tokens, _ in rows], 4 * budget, model.device):
+            inputs = _pad([torch.tensor(rows[row][1]) for row in chosen])
+            keep = torch.zeros(inputs.shape, dtype=torch.bool)
+            places: dict[int, list[int]] = {}
+            kept = 0
+            for place, (_, tokens, indices) in enumerate(rows[row] for row in chosen):
+                scored = len(wanted[indices[0]])
+                keep[place, len(tokens) - scored : len(tokens)] = True
+                places |= {key: list(range(kept, kept + scored)) for key in indices}
+                kept += scored
+            copies = _repeated(cache, torch.tensor([rows[row][0] for row in chosen]))
+            logits, _ = _logits(model, inputs, keep, past_key_values=copies, use_cache=True)
+            results |= _found(logits, places, wanted)
     return results
 
 
-def _continue(
-    model: PreTrainedModel,
-    cache: DynamicCache,
-    rows: dict[tuple[int, tuple[int, ...]], list[int]],
-    wanted: dict[int, list[int]],
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Score the pairs of some rows (number of the context in the cache, tokens after what is cached)."""
-    inputs = _pad([torch.tensor(tokens) for _, tokens in rows])
-    keep = torch.zeros(inputs.shape, dtype=torch.bool)
-    places: list[Tensor] = []
-    start = 0
-    for row, ((_, tokens), indices) in enumerate(rows.items()):
-        scored = len(wanted[indices[0]])
-        keep[row, len(tokens) - scored : len(tokens)] = True
-        places += [torch.arange(start, start + scored)] * len(indices)
-        start += scored
-    contexts = torch.tensor([number for number, _ in rows])
-    logits, _ = _logits(model, inputs, keep, past_key_values=_repeated(cache, contexts), use_cache=True)
-    order = [index for indices in rows.values() for index in indices]
-    targets = torch.tensor([token for index in order for token in wanted[index]])
-    nll, _, correct = _softmax_statistics(logits, torch.cat(places), targets)
-    parts = _split((nll, correct), [len(wanted[index]) for index in order])
-    return {index: (values, hits) for index, values, hits in zip(order, *parts, strict=True)}
+def _found(logits: Tensor, places: dict[int, list[int]], wanted: dict[int, list[int]]) -> _Found:
+    """Score wanted[pair] under the logits at places[pair]."""
+    rows = torch.tensor([row for of_pair in places.values() for row in of_pair])
+    targets = torch.tensor([token for index in places for token in wanted[index]])
+    nll, _, correct = _softmax_statistics(logits, rows, targets)
+    parts = _split((nll, correct), [len(of_pair) for of_pair in places.values()])
+    return {index: (values, hits) for index, values, hits in zip(places, *parts, strict=True)}
 
 
 def _group_batches(groups: Sequence[_Group], budget: int) -> Iterator[list[_Group]]:
