@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
+from bakeoff import files
 from bakeoff.errors import DataError
 
 Kind = Literal["text", "messages", "completion", "preference"]
@@ -107,7 +107,7 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, or of the sorted relative names and the bytes of all files in a folder, in hex.
+    """The SHA-256 of a file's bytes, or of a folder's file names and bytes, in hex.
 
     Raises DataError if nothing is there or it cannot be read.
     """
@@ -115,20 +115,9 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     if not root.exists():
         raise _missing(root)
     try:
-        if root.is_file():
-            return _sha256(root)
-        digest = hashlib.sha256()
-        for name, file in sorted((file.relative_to(root).as_posix(), file) for file in root.rglob("*")):
-            if file.is_file():
-                digest.update(f"{len(os.fsencode(name))}:".encode() + os.fsencode(name) + _sha256(file).encode())
-        return digest.hexdigest()
+        return files.digest(root)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}; check the file and its permissions.") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _missing(path: Path) -> DataError:

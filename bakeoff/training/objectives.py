@@ -31,11 +31,8 @@ def predicted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def cross_entropy(model: nn.Module, batch: Batch, step: int) -> Tensor:
     """Mean negative log-likelihood (nats) of the labelled tokens, in float32."""
-    return nn.functional.cross_entropy(*_float(predicted(logits_of(model, batch.input_ids), batch.labels)))
-
-
-def _float(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return pair[0].float(), pair[1]
+    logits, labels = predicted(logits_of(model, batch.input_ids), batch.labels)
+    return nn.functional.cross_entropy(logits.float(), labels)
 
 
 def no_labels(batch: Batch) -> bool:

@@ -20,12 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bakeoff import lm
 from bakeoff.contest import Contest, Question, Setting
 from bakeoff.errors import DataError, ModelError, UsageError
-from bakeoff.files import digest
 from bakeoff.lm.score import TokenStatistics, token_statistics
 from bakeoff.lm.tiny import tiny, tiny_tokenizer
 from bakeoff.method import Method
 from bakeoff.metric import Measured, Metric
-from bakeoff.text import documents, encode, read, split
+from bakeoff.text import documents, encode, fingerprint, read, split
 from bakeoff.text.read import Example
 from bakeoff.text.tokenise import Item
 from bakeoff.training.batches import Shuffled
@@ -288,7 +287,7 @@ def _paths(question: TuneQuestion) -> dict[str, str]:
 
 
 def _fingerprint(path: str) -> str:
-    return digest(Path(path)) if Path(path).exists() else path
+    return fingerprint(path) if Path(path).exists() else path
 
 
 def _divided(path: str, examples: list[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
