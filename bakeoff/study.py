@@ -27,16 +27,21 @@ from bakeoff.comparison import Watch
 from bakeoff.contest import UNTOUCHED, Setting
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.method import Spec
-from bakeoff.store import Store
-from bakeoff.trial import Trial, components, environment
+from bakeoff.metric import Metric
+from bakeoff.store import Store, address
+from bakeoff.trial import Trial, components, engine_hash, environment, thinned, versions
 
+Work = Callable[..., Mapping[str, NDArray[np.float64]]]
 Outcome = Literal["holds", "fails", "undecided"]
 _VERDICTS = Path(bakeoff.__file__).parent / "verdicts"
 
 
 @dataclass(frozen=True)
 class Study:
-    """A claim and how it is put to the test. `expectation` is written before the first run and not changed after it."""
+    """A claim and how it is put to the test. `expectation` is written before the first run and not changed after it.
+
+    `parts` are files of the package, such as "lm/decoder.py", on which the verdict rests besides its methods.
+    """
 
     slug: str
     claim: str
@@ -45,13 +50,15 @@ class Study:
     scales: Mapping[str, Mapping[str, Any]]
     methods: Sequence[str]
     function: Callable[..., None]
+    parts: Sequence[str] = ()
     contest: str = "tune"
 
     @functools.cached_property
     def code_hash(self) -> str:
-        """SHA-256 over the study's file and its methods' files: a recorded verdict with another hash is stale."""
-        path = Path(inspect.getsourcefile(self.function) or "")
+        """SHA-256 over the study's file, its methods' files and its parts: a recorded verdict with another hash is stale."""
+        path, root = Path(inspect.getsourcefile(self.function) or ""), Path(bakeoff.__file__).parent
         hashes = [files.digest(path), *(registry.method(self.contest, name).source_hash for name in self.methods)]
+        hashes += [files.digest(root / part) for part in self.parts]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -61,13 +68,14 @@ def study(
     claim: str,
     source: str,
     expectation: str,
-    methods: Sequence[str],
     scales: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str] = (),
+    parts: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Study]:
     """Make a function of a Lab and a scale's values a study. Every scale names `seeds`; its other values are passed on."""
 
     def decorate(function: Callable[..., None]) -> Study:
-        return Study(slug, claim, source, expectation, scales, methods, function)
+        return Study(slug, claim, source, expectation, scales, methods, function, parts)
 
     return decorate
 
@@ -77,15 +85,17 @@ class Arm:
     """All trials of one configuration: a record for each seed, and of every metric an array [seeds, items, components]."""
 
     label: str
-    setting: Setting
+    metrics: Sequence[Metric]
     records: Sequence[Mapping[str, Any]]
     arrays: Mapping[str, NDArray[np.float64]]
     results: Sequence[Path] = ()
 
     def mean(self, metric: str) -> float:
         """The metric's mean over the seeds."""
-        found = next(m for m in self.setting.metrics() if m.name == metric)
-        return float(np.mean(found.reduce(self.arrays[metric].sum(axis=1))))
+        return float(np.mean(self.metric(metric).reduce(self.arrays[metric].sum(axis=1))))
+
+    def metric(self, name: str) -> Metric:
+        return next(m for m in self.metrics if m.name == name)
 
 
 @dataclass
@@ -98,6 +108,7 @@ class Lab:
     folder: Path
     watch: Watch
     notice: Callable[[str], None]
+    code: str = ""
     expectations: list[dict[str, Any]] = field(default_factory=list)
     arms: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -153,14 +164,69 @@ class Lab:
             records.append(record)
             results.append(self.store.artifact("trials", trial.key))
             arrays.append(components(self.store, trial.key))
-        return self._arm(label, settings[0], records, {n: np.stack([a[n] for a in arrays]) for n in arrays[0]}, results)
+        return self._arm(
+            label, settings[0].metrics(), records, {n: np.stack([a[n] for a in arrays]) for n in arrays[0]}, results
+        )
 
     def untouched(self, setting: Setting) -> Arm:
         """The model as it is, as an arm."""
         measured = setting.exam(setting.untouched())
         return self._arm(
-            UNTOUCHED, setting, [], {n: np.stack([m.components] * len(self.seeds)) for n, m in measured.items()}, []
+            UNTOUCHED,
+            setting.metrics(),
+            [],
+            {n: np.stack([m.components] * len(self.seeds)) for n, m in measured.items()},
+            [],
         )
+
+    def measured(
+        self,
+        label: str,
+        metrics: Sequence[Metric],
+        work: Work,
+        budget: str,
+        *,
+        dtype: str = "float32",
+        **conditions: Any,
+    ) -> Arm:
+        """Run `work(run, folder, **conditions)` once for every seed: training and measuring that no contest describes.
+
+        `work` returns an array [items, components] for each of the metrics (one item where a seed gives one value), and
+        leaves in `folder` what later pieces of the study read, as safetensors or JSON (`Arm.results`). A piece is addressed
+        by label, budget, conditions (JSON values) and the study's code: one that is done is not run again, and one that was
+        killed goes on from the checkpoints of its run.
+        """
+        import torch
+
+        from bakeoff.training.run import Run
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        records, results = [], []
+        for seed in self.seeds:
+            made_by = {"label": label, "seed": seed, "budget": budget, "dtype": dtype, "conditions": conditions}
+            key = address({**made_by, "code": self.code, "engine": engine_hash(""), "versions": versions()})
+            kept = self.store.artifact("pieces", key)
+            with self.store.lock("pieces", key):
+                record = self.store.get("pieces", key)
+                if record is None or not kept.is_dir():
+                    run = Run(
+                        Budget.parse(budget), seed, self.store.work("pieces", key), device, getattr(torch, dtype),
+                        progress=functools.partial(self.watch, f"{label}, seed {seed}", len(self.arms), len(self.arms) + 1),
+                    )  # fmt: skip
+                    with files.replace_folder(kept) as folder:
+                        found = work(run, folder, **conditions)
+                    run.tick()
+                    components = {m.name: np.asarray(found[m.name], float).tolist() for m in metrics}
+                    record = {
+                        **made_by, "components": components, "cost": run.meter.as_dict(), "notes": dict(run.notes),
+                        "curve": thinned(run.curve),
+                    }  # fmt: skip
+                    self.store.put("pieces", key, record)
+                    self.store.discard_work("pieces", key)
+            records.append(record)
+            results.append(kept)
+        arrays = {m.name: np.stack([np.array(r["components"][m.name]) for r in records]) for m in metrics}
+        return self._arm(label, metrics, records, arrays, results)
 
     def choose(
         self, spec: str, setting: Setting, budget: str, parameter: str, values: Sequence[Any], metric: str
@@ -170,7 +236,7 @@ class Lab:
         better = next(m for m in setting.metrics() if m.name == metric).better
         for value in values:
             own = Spec(parsed.name, {**parsed.arguments, parameter: value})
-            lab = Lab(self.scale, self.seeds[:1], self.store, self.folder, self.watch, self.notice)
+            lab = Lab(self.scale, self.seeds[:1], self.store, self.folder, self.watch, self.notice, self.code)
             tried[str(own)] = lab.arm(str(own), setting.tuning(), budget).mean(metric)
         best = (min if better == "lower" else max)(tried, key=lambda label: tried[label])
         self.notes.setdefault("chosen on validation", {})[f"{spec} at {budget}"] = {"best": best, "tried": tried}
@@ -181,7 +247,7 @@ class Lab:
         if abs(sum(weights.values())) > 1e-9:
             raise ValueError("the weights of a contrast sum to 0")
         first = next(iter(weights))
-        reduce = next(m for m in first.setting.metrics() if m.name == metric).reduce
+        reduce = first.metric(metric).reduce
         size = first.arrays[metric].shape[-1]
 
         def combined(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -211,8 +277,8 @@ class Lab:
         )  # fmt: skip
         return outcome
 
-    def _arm(self, label: str, setting: Setting, records: Any, arrays: Any, results: Any) -> Arm:
-        arm = Arm(label, setting, records, arrays, results)
+    def _arm(self, label: str, metrics: Sequence[Metric], records: Any, arrays: Any, results: Any) -> Arm:
+        arm = Arm(label, metrics, records, arrays, results)
         self.arms[label] = {name: arm.mean(name) for name in arrays}
         return arm
 
@@ -250,7 +316,7 @@ def run(
             raise UsageError(f"There is no GPU here: run `bakeoff study {slug} --scale laptop`.")
     seeds = range(seed_base, seed_base + values.pop("seeds"))
     folder = store.work("studies", f"{slug}-{scale}-{seed_base}")
-    lab = Lab(scale, seeds, store, folder, watch, notice)
+    lab = Lab(scale, seeds, store, folder, watch, notice, chosen.code_hash)
     began = datetime.datetime.now(datetime.UTC)
     chosen.function(lab, **values)
     outcomes = {e["outcome"] for e in lab.expectations}

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,6 @@ class Trial:
         measured = self.setting.exam(result)
         store.put("items", self.key, {"components": {name: m.components.tolist() for name, m in measured.items()}})
         saved, difference = _save(self.setting, result, store, self.key, keep_result)
-        every = max(1, len(run.curve) // _CURVE_POINTS)
         return {
             "status": "done",
             "metrics": {name: m.metric.describe(m.value) for name, m in measured.items()},
@@ -133,9 +132,14 @@ class Trial:
             },
             "weights_sha256": self.setting.digest(result),
             "reload_difference": difference,
-            "curve": run.curve[::every],
+            "curve": thinned(run.curve),
             "notes": dict(run.notes),
         }
+
+
+def thinned(curve: Sequence[Any]) -> list[Any]:
+    """At most twice as many points of a curve as a plot needs, evenly spaced."""
+    return list(curve[:: max(1, len(curve) // _CURVE_POINTS)])
 
 
 def _save(setting: Setting, result: Any, store: Store, key: str, keep: bool) -> tuple[int, float]:
@@ -192,7 +196,7 @@ def engine_hash(contest: str) -> str:
     root = Path(bakeoff.__file__).parent
     sources = [
         root / contest / "contest.py",
-        *(p for part in ("training", "text", "lm") for p in (root / part).glob("*.py")),
+        *(p for part in ("training", "text", "lm") for p in (root / part).rglob("*.py")),
     ]
     total = hashlib.sha256()
     for path in sorted(p for p in sources if p.exists()):

@@ -31,7 +31,7 @@ SETTING: Any = SimpleNamespace(metrics=lambda: METRICS, tuning=lambda: None)
 def arm(values: Any, metric: str = "loss") -> Arm:
     """An arm whose loss is `values` [seeds, items], every item of one token."""
     array = np.asarray(values, float)
-    return Arm("made up", SETTING, [], {metric: np.stack([array, np.ones_like(array)], axis=-1)})
+    return Arm("made up", METRICS, [], {metric: np.stack([array, np.ones_like(array)], axis=-1)})
 
 
 def effect(low: float | None, high: float | None) -> stats.Effect:
@@ -215,7 +215,7 @@ def test_corpus_that_is_missing_is_named(lab: Lab, tmp_path: Path, monkeypatch: 
 def test_rivals_are_compared_where_they_reach_the_same_loss() -> None:
     def point(target: float, kept: float) -> Arm:
         one = arm([[target]], "target_loss")
-        return Arm("made up", SETTING, [], {**one.arrays, **arm([[kept]], "kept_loss").arrays})
+        return Arm("made up", METRICS, [], {**one.arrays, **arm([[kept]], "kept_loss").arrays})
 
     start, middle, end, gentle = point(4, 1), point(3, 2), point(2, 4), point(2, 1.5)
     assert matched([[start, middle, end]], 3.25) == {start: 0.25, middle: 0.75}

@@ -17,7 +17,8 @@ from bakeoff.text.tokenise import Item
 from bakeoff.training import checkpoint
 from bakeoff.training.batches import Shuffled, collate
 from bakeoff.training.objectives import cross_entropy, logits_of
-from bakeoff.training.run import Run, linear_decay
+from bakeoff.training.run import Run
+from bakeoff.training.schedules import linear_decay
 
 
 class Killed(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bakeoff.text.tokenise import Item
@@ -24,14 +26,26 @@ def derived_seed(seed: int, *names: object) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right. `input_ids` and `labels`: [rows, length], labels unshifted, -100 where nothing is learned."""
+    """Rows padded on the right. `input_ids` and `labels`: [rows, length], labels unshifted, -100 where nothing is learned.
+
+    `documents`, of the same shape, numbers the documents of each row where several are packed into it: no token then sees
+    one of another document, and positions begin anew with each. Absent where a row is one document.
+    """
 
     input_ids: Tensor
     labels: Tensor
     tokens: int
+    documents: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens)
+        documents = None if self.documents is None else self.documents.to(device)
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens, documents)
+
+    def rows(self, begin: int, end: int) -> Batch:
+        """The rows from `begin` to before `end`; tokens are shared out by rows."""
+        count, total = len(self.input_ids[begin:end]), len(self.input_ids)
+        documents = None if self.documents is None else self.documents[begin:end]
+        return Batch(self.input_ids[begin:end], self.labels[begin:end], self.tokens * count // total, documents)
 
 
 class Batches(Protocol):
@@ -74,3 +88,39 @@ class Shuffled:
                 cache.pop(next(iter(cache)))
             cache[passed] = np.random.default_rng(derived_seed(self.seed, "order", passed)).permutation(len(self.items))
         return int(cache[passed][place])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of `length` tokens of one long text, in an order drawn anew for each pass; every token is learned.
+
+    tokens: [n] of any integer type. The windows do not overlap, and begin at an offset drawn for each pass, so that no
+    two passes cut the text at the same places. Position 0 of a window is not learned.
+    """
+
+    tokens: Tensor
+    rows: int
+    length: int
+    seed: int
+
+    @property
+    def windows(self) -> int:
+        """How many windows one pass holds."""
+        return (len(self.tokens) - self.length + 1) // self.length if len(self.tokens) >= 2 * self.length else 1
+
+    def __call__(self, step: int) -> Batch:
+        rows = [self._at(position) for position in range(step * self.rows, (step + 1) * self.rows)]
+        input_ids = torch.stack(rows).long()
+        return Batch(input_ids, input_ids, input_ids.numel())
+
+    def _at(self, position: int) -> Tensor:
+        passed, place = divmod(position, self.windows)
+        offset, order = _pass(self.seed, passed, self.windows, len(self.tokens) - self.windows * self.length + 1)
+        begin = offset + int(order[place]) * self.length
+        return self.tokens[begin : begin + self.length]
+
+
+@functools.lru_cache(maxsize=8)
+def _pass(seed: int, passed: int, windows: int, offsets: int) -> tuple[int, NDArray[np.int64]]:
+    draw = np.random.default_rng(derived_seed(seed, "windows", passed))
+    return int(draw.integers(offsets)), draw.permutation(windows)

@@ -19,6 +19,7 @@ from bakeoff.errors import TrainingDiverged, UsageError
 from bakeoff.training import checkpoint
 from bakeoff.training.batches import Batches, derived_seed
 from bakeoff.training.objectives import Objective, cross_entropy, no_labels
+from bakeoff.training.schedules import Schedule, linear_decay
 
 Hook = Callable[[int], None]
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
@@ -27,12 +28,6 @@ MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 def adamw(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW without weight decay, PyTorch's other defaults."""
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-
-
-def linear_decay(fraction: float) -> float:
-    """Factor on the learning rate when `fraction` (0 to 1) of the budget is spent: up over the first 5%, then down to 0."""
-    warm_up = 0.05
-    return min(max(fraction, 1e-3) / warm_up, 1.0, (1.0 - fraction) / (1.0 - warm_up))
 
 
 @dataclass
@@ -90,7 +85,7 @@ class Run:
         objective: Objective = cross_entropy,
         parameters: Iterable[str] | Mapping[str, Tensor | None] | None = None,
         optimizer: MakeOptimizer = adamw,
-        schedule: Callable[[float], float] = linear_decay,
+        schedule: Schedule = linear_decay,
         share: float = 1.0,
         clip: float = 1.0,
         before_step: Hook | None = None,
