@@ -24,12 +24,13 @@ class Item:
     """One sequence: `input_ids` and `labels`, int64 of shape (tokens,), 2 or more tokens, and where it came from.
 
     labels[i] is input_ids[i], or -100 where token i is not to be predicted; the model does the shift by one, so that
-    the first token of a sequence is never predicted.
+    the first token of a sequence is never predicted. `documents` numbers the sequences where several are packed into one.
     """
 
     input_ids: Tensor
     labels: Tensor
     where: str
+    documents: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bakeoff.errors import UsageError
 from bakeoff.text.tokenise import Item
 
 IGNORED = -100
@@ -29,23 +30,31 @@ class Batch:
     """Rows padded on the right. `input_ids` and `labels`: [rows, length], labels unshifted, -100 where nothing is learned.
 
     `documents`, of the same shape, numbers the documents of each row where several are packed into it: no token then sees
-    one of another document, and positions begin anew with each. Absent where a row is one document.
+    one of another document, and positions begin anew with each. Absent where a row is one document. `where` says where
+    each row came from, if that is known.
     """
 
     input_ids: Tensor
     labels: Tensor
     tokens: int
     documents: Tensor | None = None
+    where: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         documents = None if self.documents is None else self.documents.to(device)
-        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens, documents)
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens, documents, self.where)
 
     def rows(self, begin: int, end: int) -> Batch:
         """The rows from `begin` to before `end`; tokens are shared out by rows."""
         count, total = len(self.input_ids[begin:end]), len(self.input_ids)
         documents = None if self.documents is None else self.documents[begin:end]
-        return Batch(self.input_ids[begin:end], self.labels[begin:end], self.tokens * count // total, documents)
+        return Batch(
+            self.input_ids[begin:end],
+            self.labels[begin:end],
+            self.tokens * count // total,
+            documents,
+            self.where[begin:end],
+        )
 
 
 class Batches(Protocol):
@@ -62,7 +71,44 @@ def collate(items: Sequence[Item]) -> Batch:
     for row, item in enumerate(items):
         input_ids[row, : len(item.input_ids)] = item.input_ids
         labels[row, : len(item.labels)] = item.labels
-    return Batch(input_ids, labels, sum(len(item.input_ids) for item in items))
+    documents = None
+    if any(item.documents is not None for item in items):
+        documents = torch.full((len(items), length), -1)
+        for row, item in enumerate(items):
+            documents[row, : len(item.input_ids)] = 0 if item.documents is None else item.documents
+    tokens = sum(len(item.input_ids) for item in items)
+    return Batch(input_ids, labels, tokens, documents, tuple(item.where for item in items))
+
+
+def pack(items: Sequence[Item], length: int) -> list[Item]:
+    """Sequences put together into rows of at most `length` tokens, the longest first, each into the fullest row it fits.
+
+    No token of a sequence sees another sequence (`Batch.documents`), and each one's first token stays unlearned. A
+    sequence that is longer than `length` keeps a row of its own.
+    """
+    free: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the tokens still free in them
+    rows: list[list[Item]] = []
+    for item in sorted(items, key=lambda item: -len(item.input_ids)):
+        size = len(item.input_ids)
+        room = next((room for room in range(size, length + 1) if free[room]), None)
+        if room is None:
+            rows.append([item])
+            row, room = len(rows) - 1, max(length, size)
+        else:
+            row = free[room].pop()
+            rows[row].append(item)
+        free[room - size].append(row)
+    return [_packed(row) for row in rows]
+
+
+def _packed(row: Sequence[Item]) -> Item:
+    if len(row) == 1:
+        return row[0]
+    labels = [item.labels.clone() for item in row]
+    for own in labels:
+        own[0] = IGNORED
+    documents = torch.cat([torch.full_like(item.input_ids, i) for i, item in enumerate(row)])
+    return Item(torch.cat([i.input_ids for i in row]), torch.cat(labels), row[0].where, documents)
 
 
 @dataclass(frozen=True)
@@ -102,6 +148,7 @@ class Windows:
     rows: int
     length: int
     seed: int
+    fixed_length: ClassVar[bool] = True
 
     @property
     def windows(self) -> int:
@@ -124,3 +171,29 @@ class Windows:
 def _pass(seed: int, passed: int, windows: int, offsets: int) -> tuple[int, NDArray[np.int64]]:
     draw = np.random.default_rng(derived_seed(seed, "windows", passed))
     return int(draw.integers(offsets)), draw.permutation(windows)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The windows of `length` tokens of one long text in the order in which they stand, each once; every token is learned.
+
+    tokens: [n] of any integer type, read at each step anew, so that what lies ahead may still be changed. Step s holds
+    the tokens from s * rows * length on. Position 0 of a window is not learned.
+    """
+
+    tokens: Tensor
+    rows: int
+    length: int
+    fixed_length: ClassVar[bool] = True
+
+    @property
+    def steps(self) -> int:
+        """How many steps the text is enough for."""
+        return len(self.tokens) // (self.rows * self.length)
+
+    def __call__(self, step: int) -> Batch:
+        if step >= self.steps:
+            raise UsageError(f"The text is enough for {self.steps} steps: give more, or a budget of no more steps.")
+        size = self.rows * self.length
+        input_ids = self.tokens[step * size : (step + 1) * size].view(self.rows, self.length).long()
+        return Batch(input_ids, input_ids, input_ids.numel())

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.distributed.tensor import DTensor
 
 from bakeoff.budget import Budget, Meter
-from bakeoff.errors import TrainingDiverged, UsageError
-from bakeoff.training import checkpoint
+from bakeoff.errors import UsageError
 from bakeoff.training.batches import Batches, derived_seed
-from bakeoff.training.objectives import Objective, cross_entropy, no_labels
+from bakeoff.training.loop import Hook, Loop, MakeOptimizer, learned
+from bakeoff.training.objectives import Objective, cross_entropy
 from bakeoff.training.schedules import Schedule, linear_decay
-
-Hook = Callable[[int], None]
-MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
 
 def adamw(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW without weight decay, PyTorch's other defaults."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    fused = all(p.is_floating_point() and not isinstance(p, DTensor) for p in parameters)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=fused)
 
 
 @dataclass
@@ -50,6 +47,10 @@ class Run:
     curve: list[tuple[int, int, float]] = field(default_factory=list)
     trained_parameters: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    compile: Literal["auto", "always", "never"] = "auto"
+    notice: Callable[[str], None] = lambda sentence: None
     step_seconds: list[float] = field(default_factory=list)
     _calls: int = 0
     _ticked: float = field(default_factory=time.monotonic)
@@ -88,6 +89,8 @@ class Run:
         schedule: Schedule = linear_decay,
         share: float = 1.0,
         clip: float = 1.0,
+        spike: float = 3.0,
+        on_spike: Literal["stop", "skip"] = "stop",
         before_step: Hook | None = None,
         after_step: Hook | None = None,
     ) -> nn.Module:
@@ -96,137 +99,44 @@ class Run:
         Args:
             parameters: names of those that learn, or name -> boolean mask of the entries that learn (None: all of it).
                 Default: all that require a gradient. Every other parameter and masked entry keeps its bits.
-            optimizer: makes the optimizer of (parameters, learning rate).
-            schedule: factor on the learning rate as a function of the spent fraction of this share.
+            optimizer: makes the optimizer of (parameters, learning rate). Groups may have learning rates of their own.
+            schedule: factor on every group's learning rate as a function of the spent fraction of this share.
             clip: greatest norm of the gradient over what learns; 0 means no clipping.
+            spike: a loss of more than so many times the greatest of the first ten is one gone astray, as is an infinite
+                loss or gradient and NaN; math.inf accepts any finite loss.
+            on_spike: stop the training, or skip the step without learning from it and count it in
+                `notes["skipped steps"]`; ten in a row stop it all the same.
             before_step, after_step: called with the step; whatever they do must follow from the step alone.
 
         Raises:
-            TrainingDiverged: the loss or the gradient is infinite or not a number.
+            TrainingDiverged: the loss has gone astray; the sentence names step, batch and gradient norm.
+            UsageError: a batch without labels; too few rows for the launcher's processes; not even one row fits into memory;
+                a checkpoint in the run's folder that is of another model.
+            Unsupported: weights are spread over processes, and the method needs them whole.
         """
-        learning = _learning(model, parameters)
+        learning = learned(model, parameters)
         index, self._calls = self._calls, self._calls + 1
         self.trained_parameters = max(
             self.trained_parameters, sum(p.numel() if m is None else int(m.sum()) for p, m in learning.values())
         )
-        folder = self.folder / f"train-{index}"
-        torch.manual_seed(derived_seed(self.seed, "train", index))
-        made = optimizer([p for p, _ in learning.values()], learning_rate) if learning else None
-        frozen = {name: p.detach().clone() for name, (p, mask) in learning.items() if mask is not None}
-        share_begin, share_size, step, flops_per_token = (
-            self.meter.spent(self.budget.unit),
-            self.budget.amount * share,
-            0,
-            0.0,
-        )
+        with self._checkpointing(model):
+            return Loop(
+                self, model, batches, learning_rate, objective, learning, optimizer, schedule, share, clip, spike, on_spike,
+                before_step, after_step, index,
+            )()  # fmt: skip
 
-        if saved := checkpoint.read(folder):
-            step, flops_per_token, share_begin = saved["step"], saved["flops_per_token"], saved["share_begin"]
-            self.tick()
-            self.meter, self.curve = Meter(**saved["meter"]), [tuple(point) for point in saved["curve"]]
-            with torch.no_grad():
-                for name, (p, _) in learning.items():
-                    p.copy_(saved["parameters"][name])
-            if saved["done"]:
-                return model.eval()
-            assert made
-            made.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["generator"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(saved["device_generator"], self.device)
-
-        def save(done: bool) -> None:
-            state = {
-                "step": step, "done": done, "flops_per_token": flops_per_token, "share_begin": share_begin,
-                "meter": self.meter.as_dict(), "curve": self.curve,
-                "parameters": {name: p for name, (p, _) in learning.items()},
-                "optimizer": made.state_dict() if made and not done else {},
-                "generator": torch.get_rng_state(),
-            }  # fmt: skip
-            if self.device.type == "cuda":
-                state["device_generator"] = torch.cuda.get_rng_state(self.device)
-            checkpoint.write(folder, step, state)
-
-        last_saved = time.monotonic()
-        self.tick()
-        model.train()
-        while made:
-            batch = batches(step)
-            spent = self.meter.spent(self.budget.unit) - share_begin
-            cost = {"steps": 1, "tokens": batch.tokens, "seconds": 0}[self.budget.unit]
-            if spent + cost > share_size + 1e-9 or spent >= share_size:
-                break
-            batch = batch.to(self.device)
-            if before_step:
-                before_step(step)
-            for group in made.param_groups:
-                group["lr"] = learning_rate * schedule((spent + cost / 2) / share_size)
-            made.zero_grad(set_to_none=True)
-            if no_labels(batch):
-                raise UsageError(
-                    "A training batch has no token to learn: give completions that are not cut off by --max-length."
-                )
-            with FlopCounterMode(display=False) if step == 0 else _nothing() as counter, self.autocast():
-                loss = objective(model, batch, step)
-                loss.backward()
-            if counter is not None:
-                flops_per_token = counter.get_total_flops() / batch.tokens
-            norm = self._mask_and_clip(learning, clip)
-            value = float(loss.detach())
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                raise TrainingDiverged(
-                    f"Training stopped at step {step}: the loss is {value:g} and the gradient norm {norm:g}; lower the learning rate."
-                )
-            made.step()
-            with torch.no_grad():
-                for name, kept in frozen.items():
-                    p, mask = learning[name]
-                    assert mask is not None
-                    p.copy_(torch.where(mask.to(p.device), p, kept))
-            if after_step:
-                after_step(step)
-            self.step_seconds.append(self.tick())
-            self.meter.steps += 1
-            self.meter.tokens += batch.tokens
-            self.meter.flops += flops_per_token * batch.tokens
-            step += 1
-            self.curve.append((self.meter.steps, self.meter.tokens, value))
-            self.progress(self.fraction, value)
-            if time.monotonic() - last_saved >= self.checkpoint_seconds:
-                save(done=False)
-                last_saved = time.monotonic()
-        if made:
-            made.zero_grad(set_to_none=True)
-        model.eval()
-        save(done=True)
-        return model
-
-    def _mask_and_clip(self, learning: Mapping[str, tuple[nn.Parameter, Tensor | None]], clip: float) -> float:
-        for p, mask in learning.values():
-            if mask is not None and p.grad is not None:
-                p.grad.mul_(mask.to(p.grad.device))
-        gradients = [p for p, _ in learning.values() if p.grad is not None]
-        return float(nn.utils.clip_grad_norm_(gradients, clip or math.inf))
-
-
-def _learning(
-    model: nn.Module, parameters: Iterable[str] | Mapping[str, Tensor | None] | None
-) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
-    """What learns, by name, with its mask; sets `requires_grad` of every parameter of the model to match."""
-    named = dict(model.named_parameters())
-    if parameters is None:
-        masks: dict[str, Tensor | None] = {name: None for name, p in named.items() if p.requires_grad}
-    else:
-        masks = dict(parameters) if isinstance(parameters, Mapping) else dict.fromkeys(parameters)
-    if missing := sorted(set(masks) - set(named)):
-        raise KeyError(f"the model has no parameter {missing[0]}")
-    masks = {name: None if mask is not None and bool(mask.all()) else mask for name, mask in masks.items()}
-    masks = {name: mask for name, mask in masks.items() if mask is None or bool(mask.any())}
-    for name, p in named.items():
-        p.requires_grad_(name in masks)
-    return {name: (named[name], masks[name]) for name in named if name in masks}
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
+    @contextmanager
+    def _checkpointing(self, model: nn.Module) -> Iterator[None]:
+        """Activations are computed again in the backward pass instead of kept, if that is asked for."""
+        if not self.gradient_checkpointing:
+            yield
+            return
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise UsageError(
+                f"{type(model).__name__} has no gradient checkpointing: leave --gradient-checkpointing out."
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]

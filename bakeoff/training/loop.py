@@ -1,0 +1,359 @@
+"""The one training loop: shared out, accumulated, checkpointed, compiled where that pays, and stopped when it goes astray."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bakeoff.budget import Meter
+from bakeoff.errors import TrainingDiverged, Unsupported, UsageError
+from bakeoff.training import capacity, checkpoint, parallel
+from bakeoff.training.attention import packed, quick_attention
+from bakeoff.training.batches import Batch, Batches, derived_seed
+from bakeoff.training.compilation import compiled, worth_compiling
+from bakeoff.training.objectives import Objective, labelled, trunk_and_head
+from bakeoff.training.schedules import Schedule
+from bakeoff.training.sharing import Sharing, full, like
+
+if TYPE_CHECKING:
+    from bakeoff.training.run import Run
+
+Hook = Callable[[int], None]
+MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+Learning = dict[str, tuple[nn.Parameter, Tensor | None]]
+
+_MOST_SKIPPED = 10
+_FIRST = 10
+
+
+@dataclass
+class Loop:
+    """One call of `Run.train`, whose arguments these are."""
+
+    run: Run
+    model: nn.Module
+    batches: Batches
+    learning_rate: float
+    objective: Objective
+    learning: Learning
+    optimizer: MakeOptimizer
+    schedule: Schedule
+    share: float
+    clip: float
+    spike: float
+    on_spike: Literal["stop", "skip"]
+    before_step: Hook | None
+    after_step: Hook | None
+    index: int
+    step: int = 0
+    flops_per_token: float = 0.0
+    micro_rows: int = 0
+    compiling: bool = False
+    first_losses: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        run = self.run
+        self.folder = run.folder / f"train-{self.index}"
+        self.share_begin, self.share_size = run.meter.spent(run.budget.unit), run.budget.amount * self.share
+        torch.manual_seed(derived_seed(run.seed, "train", self.index))
+        saved = checkpoint.read(self.folder)
+        self.done = bool(saved and saved["done"])
+        if not self.learning or self.done:
+            self._go_on(saved)
+            return
+        self.sharing = Sharing(self.model, self.objective, run.device, self.learning)
+        if self.sharing.model is not self.model:
+            if self.before_step or self.after_step:
+                raise Unsupported(
+                    "This method changes the model between steps, which spread weights do not allow: launch it with data "
+                    "parallelism."
+                )
+            mine = dict(self.sharing.model.named_parameters())
+            if any(mask is not None and mask.shape != mine[name].shape for name, (_, mask) in self.learning.items()):
+                raise Unsupported(
+                    "This method trains parts of matrices, which tensor parallelism lays out anew: use FSDP or data parallelism."
+                )
+            self.learning = {
+                name: (mine[name], None if mask is None else like(mask, mine[name]))
+                for name, (_, mask) in self.learning.items()
+            }
+        self.frozen = {name: p.detach().clone() for name, (p, mask) in self.learning.items() if mask is not None}
+        self.made = self.optimizer([p for p, _ in self.learning.values()], self.learning_rate)
+        for group in self.made.param_groups:
+            group["initial_lr"] = group["lr"]
+        if parallel.rank() and self.sharing.replicas > 1:
+            torch.manual_seed(derived_seed(run.seed, "train", self.index, parallel.rank()))
+        self._go_on(saved)
+
+    def __call__(self) -> nn.Module:
+        if not self.learning or self.done:
+            self.model.eval()
+            if not self.done:
+                self._save(done=True)
+            return self.model
+        run, unit = self.run, self.run.budget.unit
+        last_saved = time.monotonic()
+        trunk_and_head(self.model)
+        self.sharing.model.train()
+        with (
+            quick_attention(self.sharing.model, run.dtype, self._length()),
+            compiled(self.sharing.model) as compile_now,
+        ):
+            while True:
+                self._agree_on_time()
+                batch = self.batches(self.step)
+                spent = run.meter.spent(unit) - self.share_begin
+                cost = {"steps": 1, "tokens": batch.tokens, "seconds": 0}[unit]
+                if spent + cost > self.share_size + 1e-9 or spent >= self.share_size:
+                    break
+                if self.step == 0:
+                    self.micro_rows = self._fitting(batch)
+                if self.compiling:
+                    compile_now()
+                self._take(batch, (spent + cost / 2) / self.share_size)
+                if self.step == 0:
+                    self.compiling = self._pays(batch)
+                self.step += 1
+                if parallel.agreed(time.monotonic() - last_saved >= run.checkpoint_seconds):
+                    self._save(done=False)
+                    last_saved = time.monotonic()
+        self.made.zero_grad(set_to_none=True)
+        self.sharing.collect()
+        self.model.eval()
+        if self.skipped:
+            run.notes["skipped steps"] = [*run.notes.get("skipped steps", []), *self.skipped]
+        self._save(done=True)
+        return self.model
+
+    def _take(self, batch: Batch, fraction: float) -> None:
+        """One step: gradients of the whole batch, the optimizer, the books."""
+        run = self.run
+        if self.before_step:
+            self.before_step(self.step)
+        for group in self.made.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(fraction)
+        if not labelled(batch):
+            raise UsageError(
+                "A training batch has no token to learn: give completions that are not cut off by --max-length."
+            )
+        with FlopCounterMode(display=False) if self.step == 0 else _nothing() as counter:
+            value = self._gradients(batch)
+        if counter is not None:
+            self.flops_per_token = self.sharing.total(counter.get_total_flops()) / batch.tokens
+        norm = self._mask_and_clip()
+        if self._goes_well(value, norm, batch):
+            self.made.step()
+            with torch.no_grad():
+                for name, kept in self.frozen.items():
+                    p, mask = self.learning[name]
+                    assert mask is not None
+                    p.copy_(torch.where(mask.to(p.device), p, kept))
+        if self.after_step:
+            self.after_step(self.step)
+        run.step_seconds.append(run.tick())
+        run.meter.steps += 1
+        run.meter.tokens += batch.tokens
+        run.meter.flops += self.flops_per_token * batch.tokens
+        run.curve.append((run.meter.steps, run.meter.tokens, value))
+        run.progress(run.fraction, value)
+
+    def _gradients(self, batch: Batch) -> float:
+        """The mean loss of the batch, with its gradients in place, as many rows at a time as memory allows."""
+        part, total, state = self.sharing.part(batch), labelled(batch), torch.get_rng_state()
+        while True:
+            try:
+                self.made.zero_grad(set_to_none=True)
+                return self.sharing.total(self._accumulate(part, total))
+            except RuntimeError as error:
+                if not capacity.is_out_of_memory(error) or self.micro_rows == 1:
+                    raise
+                self.made.zero_grad(set_to_none=True)
+                torch.set_rng_state(state)
+                self.micro_rows = (self.micro_rows + 1) // 2
+                self._tell_micro_rows()
+
+    def _accumulate(self, part: Batch, total: int) -> float:
+        summed = 0.0
+        for begin in range(0, len(part.input_ids), self.micro_rows):
+            micro = part.rows(begin, begin + self.micro_rows).to(self.run.device)
+            count = labelled(micro)
+            if not count:
+                if self.sharing.replicas == 1:
+                    continue
+                micro = Batch(micro.input_ids, micro.input_ids, micro.tokens, micro.documents, micro.where)
+            with packed(micro.documents), self.run.autocast():
+                loss = self.sharing.loss(self.sharing.model, micro, self.step)
+            weight = count / total
+            (loss if weight == 1 else loss * (weight * self.sharing.replicas)).backward()
+            summed += float(loss.detach()) * weight
+        return summed
+
+    def _goes_well(self, value: float, norm: float, batch: Batch) -> bool:
+        """Whether the step may be taken. Otherwise it is skipped, if the method wants that, or the training stops."""
+        bad = not (math.isfinite(value) and math.isfinite(norm))
+        limit = self.spike * max(self.first_losses) if len(self.first_losses) == _FIRST else math.inf
+        if not bad and value <= limit:
+            if len(self.first_losses) < _FIRST:
+                self.first_losses.append(value)
+            return True
+        what = f"the loss is {value:g}" + ("" if bad else f", above {self.spike:g} times that of the beginning,")
+        if self.on_spike == "skip":
+            self.skipped.append(self.step)
+            if self.skipped[-_MOST_SKIPPED:] != list(range(self.step - _MOST_SKIPPED + 1, self.step + 1)):
+                return False
+            what = f"{_MOST_SKIPPED} steps in a row were skipped; " + what
+        rows = f" in the batch that begins with {batch.where[0]}" if batch.where else ""
+        raise TrainingDiverged(
+            f"Training stopped at step {self.step}: {what} and the gradient norm {norm:g}{rows}; lower the learning rate."
+        )
+
+    def _mask_and_clip(self) -> float:
+        for p, mask in self.learning.values():
+            if mask is not None and p.grad is not None:
+                p.grad.mul_(mask.to(p.grad.device))
+        gradients = [p for p, _ in self.learning.values() if p.grad is not None]
+        return float(full(nn.utils.clip_grad_norm_(gradients, self.clip or math.inf)))
+
+    def _fitting(self, batch: Batch) -> int:
+        asked = -(-len(batch.input_ids) // self.run.gradient_accumulation_steps)
+        asked = min(asked, len(self.sharing.part(batch).input_ids))
+        if self.sharing.kind != "alone":
+            return asked
+
+        def predict(part: Batch) -> Tensor:
+            with packed(part.documents), self.run.autocast():
+                return self.sharing.loss(self.model, part, 0)
+
+        fits = capacity.rows_that_fit(self.model, predict, batch.to(self.run.device), asked)
+        if fits < asked:
+            self.micro_rows = fits
+            self._tell_micro_rows()
+        return fits
+
+    def _tell_micro_rows(self) -> None:
+        self.run.notes["rows at a time"] = self.micro_rows
+        self.run.notice(
+            f"The batch does not fit into memory: {self.micro_rows} rows at a time, with gradients accumulated over the step."
+        )
+
+    def _pays(self, batch: Batch) -> bool:
+        if self.sharing.kind != "alone" or self.run.compile == "never":
+            return False
+        if self.run.compile == "always":
+            return True
+        budget = self.run.budget
+        left = {"steps": self.share_size, "tokens": self.share_size / batch.tokens}.get(budget.unit)
+        flops = None if left is None else left * self.flops_per_token * batch.tokens
+        return worth_compiling(self.model, self.batches, flops, self.share_size)
+
+    def _length(self) -> int:
+        return int(self.batches(self.step).input_ids.shape[1])
+
+    def _agree_on_time(self) -> None:
+        if self.run.budget.unit == "seconds":
+            self.run.meter.seconds = parallel.agreed(self.run.meter.seconds)
+
+    @staticmethod
+    def _buffers(model: nn.Module) -> dict[str, Tensor]:
+        kept = model.state_dict(keep_vars=True)
+        return {name: b for name, b in model.named_buffers() if name in kept}
+
+    def _save(self, done: bool) -> None:
+        model = self.model if done else self.sharing.model
+        mine = dict(model.named_parameters())
+        run = self.run
+        states: list[Any] = parallel.gathered(torch.get_rng_state())
+        state = {
+            "step": self.step, "done": done, "flops_per_token": self.flops_per_token, "share_begin": self.share_begin,
+            "micro_rows": self.micro_rows, "compiling": self.compiling, "first_losses": self.first_losses,
+            "skipped": self.skipped, "notes": run.notes, "sharing": None if done else [self.sharing.kind, len(states)],
+            "made_for": _digest(self.learning), "meter": run.meter.as_dict(), "curve": run.curve,
+            "parameters": {name: mine[name] for name in self.learning}, "buffers": self._buffers(model),
+            "optimizer": {} if done else self.made.state_dict(), "generators": states,
+        }  # fmt: skip
+        if run.device.type == "cuda":
+            state["device_generator"] = torch.cuda.get_rng_state(run.device)
+        checkpoint.write(self.folder, self.step, state)
+
+    def _go_on(self, saved: dict[str, Any] | None) -> None:
+        """Take up where a checkpoint left off."""
+        if saved is None:
+            return
+        if saved["made_for"] != _digest(self.learning):
+            raise UsageError(
+                f"The checkpoint in {self.folder} is of another model or of other parameters: remove that folder to begin anew."
+            )
+        run, spread = self.run, getattr(self, "sharing", None)
+        before, generators = saved["sharing"], saved["generators"]
+        if spread and before and "tensor" in (before[0], spread.kind) and before != [spread.kind, spread.processes]:
+            raise UsageError(
+                f"The checkpoint in {self.folder} was written by {before[1]} processes ({before[0]}); tensor parallel training "
+                "goes on with the same number only."
+            )
+        self.step, self.flops_per_token, self.share_begin = (
+            saved["step"],
+            saved["flops_per_token"],
+            saved["share_begin"],
+        )
+        self.micro_rows, self.compiling = saved["micro_rows"], saved["compiling"]
+        self.first_losses, self.skipped = saved["first_losses"], saved["skipped"]
+        run.notes.update(saved["notes"])
+        run.tick()
+        run.meter, run.curve = Meter(**saved["meter"]), [tuple(point) for point in saved["curve"]]
+        with torch.no_grad():
+            for name, (p, _) in self.learning.items():
+                p.copy_(like(saved["parameters"][name], p))
+            for name, buffer in self._buffers(spread.model if spread else self.model).items():
+                buffer.copy_(saved["buffers"][name])
+        if saved["done"]:
+            return
+        state = saved["optimizer"]
+        order = [p for group in self.made.param_groups for p in group["params"]]
+        for index, own in state["state"].items():
+            for key, value in own.items():
+                if isinstance(value, Tensor):
+                    own[key] = like(value, order[index])
+        self.made.load_state_dict(state)
+        if len(generators) == parallel.processes():
+            torch.set_rng_state(generators[parallel.rank()])
+        if run.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["device_generator"], run.device)
+
+
+def learned(model: nn.Module, parameters: Any) -> Learning:
+    """What learns, by name, with its mask; sets `requires_grad` of every parameter of the model to match."""
+    named = dict(model.named_parameters())
+    if parameters is None:
+        masks: dict[str, Tensor | None] = {name: None for name, p in named.items() if p.requires_grad}
+    else:
+        masks = dict(parameters) if isinstance(parameters, Mapping) else dict.fromkeys(parameters)
+    if missing := sorted(set(masks) - set(named)):
+        raise KeyError(f"the model has no parameter {missing[0]}")
+    masks = {name: None if mask is not None and bool(mask.all()) else mask for name, mask in masks.items()}
+    masks = {name: mask for name, mask in masks.items() if mask is None or bool(mask.any())}
+    for name, p in named.items():
+        p.requires_grad_(name in masks)
+    return {name: (named[name], masks[name]) for name in named if name in masks}
+
+
+def _digest(learning: Learning) -> str:
+    """SHA-256 of the names and sizes of what learns."""
+    told = "\n".join(
+        f"{name} {p.numel()} {None if mask is None else int(full(mask).sum())}" for name, (p, mask) in learning.items()
+    )
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
