@@ -372,7 +372,8 @@ def _apart(setting: Setting, one: Any, other: Any) -> tuple[float, str]:
     """How far apart two results are and where: in answers, metrics, or weights of the same name."""
     found = {"its answers": setting.difference(one, other)}
     exams, weights = (setting.exam(one), setting.exam(other)), (_weights(one), _weights(other))
-    found |= {name: abs(measured.value - exams[1][name].value) for name, measured in exams[0].items()}
+    # What tells how training went is measured only on a result whose training the setting has seen.
+    found |= {name: abs(exams[0][name].value - exams[1][name].value) for name in exams[0].keys() & exams[1].keys()}
     for name in weights[0].keys() & weights[1].keys():
         a, b = weights[0][name], weights[1][name]
         found[name] = float((a.float() - b.float()).abs().max()) if a.shape == b.shape else math.inf

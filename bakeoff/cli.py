@@ -26,6 +26,7 @@ from bakeoff.training.threads import keep_memory
 
 if TYPE_CHECKING:
     from bakeoff.comparison import Comparison, Watch
+    from bakeoff.executor import Executor
     from bakeoff.store import Store
 
 app = typer.Typer(
@@ -151,6 +152,12 @@ _COMPARE: dict[str, Any] = {
     "seed_base": _option(int, "The first seed. Default: 0.", min=0),
     "baseline": _option(str, "What effects are measured against. Default: the first method."),
     "tune": _option(int, "Optuna trials for each method on a validation split first.", min=0),
+    "executor": _option(
+        Literal["serial", "joblib", "ray"],
+        "Where trials run: here one by one, in processes of this machine, or on a Ray cluster. Default: serial.",
+    ),
+    "workers": _option(int, "Trials at once with joblib or ray. Default: one for each core.", min=1),
+    "ray_address": _option(str, "HOST:PORT of a Ray cluster, or auto. Default: Ray on this machine only."),
     "dry_run": _option(bool, "Print the plan with tokens, seconds and memory predicted, and stop.", "--dry-run"),
 }
 _APPLY: dict[str, Any] = {
@@ -210,6 +217,25 @@ def _number(fields: dict[str, Any], name: str, default: float, least: float = 0)
     return kind(value)
 
 
+def _executor(fields: dict[str, Any]) -> Executor | None:
+    """What spreads the trials; None where they run in this process."""
+    from bakeoff import registry
+    from bakeoff.executor import Executor
+
+    kind = registry.pick(str(fields["executor"] or "serial"), ("serial", "joblib", "ray"), "executor")
+    if kind == "serial" and fields["workers"] is not None:
+        raise UsageError(
+            "--workers needs other processes to work in: give --executor joblib or --executor ray as well."
+        )
+    if kind != "ray" and fields["ray_address"] is not None:
+        raise UsageError("--ray-address names a Ray cluster: give --executor ray as well.")
+    if kind == "serial":
+        return None
+    workers = None if fields["workers"] is None else _number(fields, "workers", 1, 1)
+    address = None if fields["ray_address"] is None else str(fields["ray_address"])
+    return Executor("ray" if kind == "ray" else "joblib", workers, address)
+
+
 def _compare(contest_name: str, options: dict[str, Any]) -> int:
     question, fields = _given(contest_name, options, {*_COMPARE, *_COMMON} - {"config"})
     from bakeoff import registry
@@ -225,7 +251,7 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
             [Spec.parse(str(m)) for m in (methods if isinstance(methods, list) else [methods])],
             Budget.parse(_need(fields, "budget", "60steps")), range(first, first + _number(fields, "seeds", 3, 1)),
             baseline=fields["baseline"] and str(Spec.parse(str(fields["baseline"]))), tune=_number(fields, "tune", 0),
-            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice,
+            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=_notice, executor=_executor(fields),
         )  # fmt: skip
         if len(comparison.seeds) < 3:
             _notice("Fewer than 3 seeds decide nothing reliably: one gives no interval, two too narrow a one.")
@@ -490,6 +516,48 @@ def studies(as_json: Json = False) -> None:
 
 
 @app.command()
+def recipe(
+    file: Annotated[Path, typer.Argument(help="YAML file with the stages.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the last stage's model.", show_default=False)] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="STAGE.FIELD=VALUE in place of what the file says; may be repeated.", show_default=False
+        ),
+    ] = None,
+    store: StoreUrl = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints of a stage.")] = 30.0,
+    quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train in stages, each on the result of an earlier one, and save the last model."""
+    from bakeoff.recipe import Recipe
+    from bakeoff.report.card import recipe_card
+
+    chain, place = Recipe.read(file, override or []), _store(store)
+    if dry_run:
+        _print_stages(chain.plan(place), as_json)
+        return
+    if out is None:
+        raise UsageError("--out is needed, for example --out model.")
+    _refuse_to_replace(out)
+    with _watching(quiet) as watch, _only_writer(out, place):
+        made = chain.run(place, out, recipe_card, checkpoint_seconds=checkpoint_seconds, watch=watch, notice=_notice)
+    if as_json:
+        print(json.dumps(made, indent=2))
+        return
+    for stage in made["stages"]:
+        print(
+            f"{stage['name']}: {stage['contest']} {stage['method']}, {stage['budget']}, {stage['cost']['seconds']:.1f} s"
+        )
+        for name, before in stage["before"].items():
+            after = stage["after"][name]["value"]
+            print(f"  {name:32} {before['value']:9.4f} -> {after:9.4f} {before['unit']} ({before['better']} is better)")
+    print(f"\nModel: {out}, stages: {out / 'recipe.json'}")
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `bakeoff compare` wrote.")], as_json: Json = False
 ) -> None:
@@ -568,6 +636,18 @@ def _print_plan(comparison: Comparison, as_json: bool) -> int:
         f"\nBudget {comparison.budget}, seeds {', '.join(map(str, comparison.seeds))}; about {total:.0f} seconds in all, exams included."
     )
     return 0
+
+
+def _print_stages(plan: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"stages": plan}, indent=2))
+        return
+    print(f"{'stage':16} {'contest':10} {'method':32} {'budget':>14} {'begins with':16} {'state':7} seconds")
+    for p in plan:
+        seconds = "" if p["seconds"] is None else f"{p['seconds']:7.1f}"
+        print(
+            f"{p['name']:16} {p['contest']:10} {p['method']:32} {p['budget']:>14} {p['from'] or '-':16} {p['state']:7} {seconds}"
+        )
 
 
 def _store(url: str | None) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -19,6 +20,7 @@ from bakeoff import check, files, registry, stats
 from bakeoff.budget import Budget
 from bakeoff.contest import UNTOUCHED, Contest, Question, Setting
 from bakeoff.errors import StoreError, UsageError
+from bakeoff.executor import Executor, Place
 from bakeoff.method import Method, Spec
 from bakeoff.metric import Metric
 from bakeoff.store import Busy, Store
@@ -39,6 +41,7 @@ class Comparison:
         budget: what each trial may spend.
         seeds: one trial of each method for each of them.
         tune: Optuna trials for each method on the validation split before the seeds run; 0 takes defaults.
+        executor: spreads the trials of the seeds over other processes; None runs them here, one after the other.
     """
 
     contest: Contest
@@ -52,6 +55,7 @@ class Comparison:
     watch: Watch = lambda what, over, total, fraction, loss: None
     notice: Callable[[str], None] = lambda sentence: None
     setting: Setting | None = None
+    executor: Executor | None = None
     methods: dict[str, Method] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,8 +159,33 @@ class Comparison:
             "environment": environments[-1] if environments else environment(),
         }
 
-    def _run_all(self, trials: dict[tuple[str, int], Trial], store: Store) -> dict[tuple[str, int], dict[str, Any]]:
-        records: dict[tuple[str, int], dict[str, Any]] = {}
+    def _run_all(self, trials: dict[Place, Trial], store: Store) -> dict[Place, dict[str, Any]]:
+        records: dict[Place, dict[str, Any]] = {}
+
+        def ended(place: Place, record: dict[str, Any]) -> None:
+            records[place] = record
+            what = f"{place[0]}, seed {place[1]}"
+            if record["status"] == "failed":
+                self.notice(
+                    f"{what} failed: {record['error']} (traceback in trials/{trials[place].key}.json of the store)"
+                )
+            self.watch(what, len(records), len(trials), 1.0, math.nan)
+
+        if self.executor:
+            for place, trial in trials.items():
+                record = store.get("trials", trial.key)
+                if record and record["status"] == "done" and store.get("items", trial.key):
+                    ended(place, record)
+            left = {place: trial for place, trial in trials.items() if place not in records}
+            self.watch(f"in {self.executor.kind} workers", len(records), len(trials), 0.0, math.nan)
+            running = self.executor.run(
+                left, store, keep_results=[place for place in left if place[1] == self.seeds[0]],
+                checkpoint_seconds=self.checkpoint_seconds, notice=self.notice,
+            )  # fmt: skip
+            with contextlib.closing(running):
+                for place, record in running:
+                    ended(place, record)
+            return records
         for wait in (False, True):
             for place in [p for p in trials if p not in records]:
                 label, seed = place
@@ -165,18 +194,13 @@ class Comparison:
                     self.watch(what, len(records), len(trials), fraction, loss)
 
                 try:
-                    records[place] = trials[place].run(
+                    record = trials[place].run(
                         store, keep_result=seed == self.seeds[0], checkpoint_seconds=self.checkpoint_seconds,
                         progress=progress, wait=wait,
                     )  # fmt: skip
                 except Busy:
                     continue
-                if records[place]["status"] == "failed":
-                    self.notice(
-                        f"{label}, seed {seed} failed: {records[place]['error']} "
-                        f"(traceback in trials/{trials[place].key}.json of the store)"
-                    )
-                self.watch(f"{label}, seed {seed}", len(records), len(trials), 1.0, math.nan)
+                ended(place, record)
         return records
 
     def _tune(self, spec: Spec, setting: Setting, store: Store) -> dict[str, Any]:
@@ -260,9 +284,16 @@ class Comparison:
         return winner is not None
 
     def export(self, shown: dict[str, Any], store: Store, folder: Path, card: str) -> None:
-        """Write the result of a trial of these results and its card into `folder`, proven to be the one measured.
+        """Write the result of a trial of these results and its card into `folder`, proven to be the one measured."""
+        source = self.kept(shown, store)
+        with files.replace_folder(folder) as new:
+            shutil.copytree(source, new, dirs_exist_ok=True)
+            (new / "README.md").write_text(card, "utf-8")
 
-        A result that the store keeps and that is damaged is moved aside and made again.
+    def kept(self, shown: dict[str, Any], store: Store) -> Path:
+        """The folder in the store that holds the result of a trial of these results, proven to be the one measured.
+
+        A result that is missing there is made again; one that is damaged is moved aside first.
         """
         setting = self.opened()
         trial = Trial(self.methods[shown["label"]], shown["args_passed"], shown["seed"], self.budget, setting)
@@ -285,9 +316,7 @@ class Comparison:
                 raise StoreError(
                     f"The model that {shown['label']} makes is not the one that was measured: run it with another --store."
                 )
-        with files.replace_folder(folder) as new:
-            shutil.copytree(source, new, dirs_exist_ok=True)
-            (new / "README.md").write_text(card, "utf-8")
+        return source
 
     def predict(self) -> list[dict[str, Any]]:
         """What each trial will take, from a short run of each method: tokens, seconds, peak memory in bytes."""

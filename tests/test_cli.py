@@ -52,8 +52,8 @@ def test_help_needs_neither_torch_nor_transformers() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["", "list", "show", "check", "score", "report", "study", "studies", "demo", "compare", "apply", "compare tune",
-     "apply tune"],
+    ["", "list", "show", "check", "score", "report", "study", "studies", "demo", "recipe", "compare", "apply", "compare tune",
+     "apply tune", "compare pretrain"],
 )  # fmt: skip
 def test_every_command_has_help(words: str, bakeoff: Command) -> None:
     said = bakeoff(*words.split(), "--help")

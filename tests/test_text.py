@@ -465,6 +465,16 @@ def test_installed_docstrings_are_read_never_imported(tmp_path: Path, monkeypatc
     )
 
 
+def test_installed_text_is_read_and_known_by_name() -> None:
+    found = read("installed:reference:20000")
+    assert found == installed("reference", limit=20_000)
+    assert fingerprint("installed:reference:20000") == fingerprint("installed:reference:20000")
+    assert fingerprint("installed:reference:20000") != fingerprint("installed:reference:40000")
+    for name in ("installed:novels", "installed:code:many", "installed:", "installed:code:"):
+        with pytest.raises(UsageError, match="is not understood: write one of installed:docstrings"):
+            read(name)
+
+
 def test_installed_code_and_reference() -> None:
     code = installed("code", limit=50_000)
     assert sum(len(example.text) for example in code) >= 50_000

@@ -22,7 +22,8 @@ class _Layout:
     """Module paths of one architecture, by default Llama's: those of a block are relative to it.
 
     `fused` says that q, k and v are one projection, and how: "stacked" as [q; k; v], "per_head" as [q; k; v] of head 0,
-    then of head 1, and so on. `mlp` is `None` where the block itself holds up and down.
+    then of head 1, and so on, "grouped" as per_head but by key head, with all the queries that share it. `gated` says that
+    gate and up are one projection, as [gate; up]. `mlp` is `None` where the block itself holds up and down.
     """
 
     blocks: str = "model.layers"
@@ -34,10 +35,11 @@ class _Layout:
     attention: str = "self_attn"
     mlp: str | None = "mlp"
     qkv: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    fused: Literal["stacked", "per_head"] | None = None
+    fused: Literal["stacked", "per_head", "grouped"] | None = None
     o: str = "self_attn.o_proj"
     up: str = "mlp.up_proj"
     gate: str | None = "mlp.gate_proj"
+    gated: bool = False
     down: str = "mlp.down_proj"
     norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
     qk_norms: tuple[str, ...] = ()
@@ -88,13 +90,26 @@ _LAYOUTS: dict[str, _Layout] = {
     "qwen2": _Layout(),
     "qwen3": _Layout(qk_norms=("self_attn.q_norm", "self_attn.k_norm")),
     "gemma": _Layout(),
+    "bakeoff_decoder": _Layout(
+        positions="model.embed_positions",
+        attention="mixer",
+        qkv=("mixer.qkv", "mixer.qkv", "mixer.qkv"),
+        fused="grouped",
+        o="mixer.o",
+        up="mlp.gate_up",
+        gate="mlp.gate_up",
+        gated=True,
+        down="mlp.down",
+        norms=("mixer_norm", "mlp_norm"),
+        qk_norms=("mixer.q_norm", "mixer.k_norm"),
+    ),
 }
 
 
-def _entries(tensor: Tensor, transposed: bool, split: tuple[int, ...], index: int) -> Tensor:
-    """View of a raw tensor with output features first; these are then split, and one slice of the last-but-one kept."""
+def _entries(tensor: Tensor, transposed: bool, split: tuple[int, ...], index: int | slice) -> Tensor:
+    """View of a raw tensor with output features first; these are then split, and the last-but-one indexed."""
     rows = tensor.transpose(0, -1) if transposed else tensor
-    return rows if not split else torch.unflatten(rows, 0, split).select(len(split) - 2, index)
+    return rows if not split else torch.unflatten(rows, 0, split)[(*(slice(None),) * (len(split) - 2), index)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +123,7 @@ class Part:
         bias_name: name of the bias, `None` where there is none.
         view: maps a tensor shaped like the raw weight or bias (the parameter, its gradient, an optimizer state) to a
             strided view of this part's entries: (..., in_features) for the weight, (...) for the bias, where ... is
-            out_features, or heads and head_dim.
+            out_features, or heads and head_dim, or key heads, their queries and head_dim.
     """
 
     role: str
@@ -207,7 +222,7 @@ class Block:
         attention_module: q, k, v, o together; its output is a tuple whose first entry is (batch, length, d_model).
         mlp_module: up, gate, down together; `None` for OPT, which keeps them in the block.
         norms: attention norm, MLP norm; empty where they have no weights.
-        other: the norms of queries and keys (Qwen3).
+        other: the norms of queries and keys (Qwen3, our decoder).
     """
 
     index: int
@@ -295,7 +310,7 @@ class Anatomy:
         return union
 
 
-def _part(model: PreTrainedModel, role: str, path: str, split: tuple[int, ...] = (), index: int = 0) -> Part:
+def _part(model: PreTrainedModel, role: str, path: str, split: tuple[int, ...] = (), index: int | slice = 0) -> Part:
     module = model.get_submodule(path)
     bias = None if getattr(module, "bias", None) is None else f"{path}.bias"
     view = partial(_entries, transposed=isinstance(module, Conv1D), split=split, index=index)
@@ -308,13 +323,21 @@ def _present(model: PreTrainedModel, role: str, paths: Iterable[str]) -> tuple[P
     return tuple(_part(model, role, path) for path in paths if getattr(modules.get(path), "weight", None) is not None)
 
 
-def _block(model: PreTrainedModel, layout: _Layout, index: int, heads: int) -> Block:
+def _block(model: PreTrainedModel, layout: _Layout, index: int, heads: int, kv_heads: int) -> Block:
     path = f"{layout.blocks}.{index}"
-    split = {None: (), "stacked": (3, -1), "per_head": (heads, 3, -1)}[layout.fused]
+    group = heads // kv_heads
+    splits: dict[str | None, tuple[tuple[int, ...], tuple[int | slice, ...]]] = {
+        None: ((), (0, 0, 0)),
+        "stacked": ((3, -1), (0, 1, 2)),
+        "per_head": ((heads, 3, -1), (0, 1, 2)),
+        "grouped": ((kv_heads, group + 2, -1), (slice(group), group, group + 1)),
+    }
+    split, places = splits[layout.fused]
     q, k, v = (
         _part(model, role, f"{path}.{name}", split, place)
-        for place, (role, name) in enumerate(zip("qkv", layout.qkv, strict=True))
+        for role, name, place in zip("qkv", layout.qkv, places, strict=True)
     )
+    stacked = (2, -1) if layout.gated else ()
     return Block(
         index=index,
         path=path,
@@ -325,32 +348,37 @@ def _block(model: PreTrainedModel, layout: _Layout, index: int, heads: int) -> B
         k=k,
         v=v,
         o=_part(model, "o", f"{path}.{layout.o}"),
-        up=_part(model, "up", f"{path}.{layout.up}"),
-        gate=None if layout.gate is None else _part(model, "gate", f"{path}.{layout.gate}"),
+        up=_part(model, "up", f"{path}.{layout.up}", stacked, 1),
+        gate=None if layout.gate is None else _part(model, "gate", f"{path}.{layout.gate}", stacked, 0),
         down=_part(model, "down", f"{path}.{layout.down}"),
         norms=_present(model, "norm", [f"{path}.{name}" for name in layout.norms]),
-        other=tuple(_part(model, name.rpartition(".")[2], f"{path}.{name}") for name in layout.qk_norms),
+        other=tuple(
+            part for name in layout.qk_norms for part in _present(model, name.rpartition(".")[2], [f"{path}.{name}"])
+        ),
     )
 
 
 def _assemble(model: PreTrainedModel, layout: _Layout) -> Anatomy:
     config = model.config
     heads: int = config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    if layout.gated and config.hidden_act == "gelu":
+        layout = replace(layout, up="mlp.up", gate=None, gated=False)
     embedding, head = _part(model, "embedding", layout.embedding), _part(model, "head", layout.head)
     tied = head.weight is embedding.weight
     count = len(list(model.get_submodule(layout.blocks).children()))
     return Anatomy(
         model=model,
-        blocks=tuple(_block(model, layout, index, heads) for index in range(count)),
+        blocks=tuple(_block(model, layout, index, heads, kv_heads) for index in range(count)),
         embedding=embedding,
-        positions=None if layout.positions is None else _part(model, "positions", layout.positions),
+        positions=next(iter(_present(model, "positions", [layout.positions or ""])), None),
         final_norm=next(iter(_present(model, "norm", [layout.final_norm])), None),
         head=replace(head, name=embedding.name) if tied else head,
         tied=tied,
         other=_present(model, "projection", layout.projections),
         d_model=config.hidden_size,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        kv_heads=kv_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
 

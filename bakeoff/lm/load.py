@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from bakeoff import files
 from bakeoff.errors import ModelError
+from bakeoff.lm.decoder import DecoderConfig
 
 disable_progress_bar()
 
@@ -45,7 +46,7 @@ def load(
     folder = resolve(path_or_id)
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, dtype, device)
-    config = _config(folder)
+    config = read_config(folder)
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
         if pickles:
@@ -63,7 +64,7 @@ def load(
         raise ModelError(
             f"The model in {folder} cannot be read ({first}): check that its files are complete, or save it anew."
         ) from error
-    return Loaded(model.to(device).eval(), _tokenizer(folder), folder)
+    return Loaded(model.to(device).eval(), read_tokenizer(folder), folder)
 
 
 def resolve(path_or_id: str | Path) -> Path:
@@ -142,7 +143,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
 
 
-def _config(folder: Path) -> Any:
+def read_config(folder: Path) -> Any:
+    """The configuration of the causal language model in a folder, whose weights are not read; ModelError where there is none."""
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder} has no config.json: give the folder that save_pretrained wrote.")
     try:
@@ -150,7 +152,7 @@ def _config(folder: Path) -> Any:
     except ValueError as error:
         raise ModelError(f"{folder / 'config.json'} is not JSON ({error}): save the model anew.") from None
     kind = raw.get("model_type", "")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind != DecoderConfig.model_type:
         reason = (
             "needs code of its own, which is never run"
             if "auto_map" in raw
@@ -167,7 +169,8 @@ def _config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; ModelError where there is none."""
     if not any(
         (folder / name).exists()
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -197,4 +200,4 @@ def _load_adapter(folder: Path, dtype: torch.dtype | str, device: str | torch.de
     base = load(base_name, dtype=dtype, device=device)
     model = PeftModel.from_pretrained(base.model, str(folder))
     own = (folder / "tokenizer.json").exists()
-    return Loaded(model.to(device).eval(), _tokenizer(folder) if own else base.tokenizer, folder)
+    return Loaded(model.to(device).eval(), read_tokenizer(folder) if own else base.tokenizer, folder)

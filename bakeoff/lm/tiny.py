@@ -1,8 +1,8 @@
 """Tiny random models of every known architecture, and a tokenizer for them: made in memory, seeded, in milliseconds.
 
-They break what a method may silently assume: Conv1D and fused projections (GPT-2, GPT-NeoX), heads that are not
-d_model wide together (Qwen3, Gemma), grouped key and value heads, tied and untied heads, biases or none, parallel
-residuals, learned and rotary positions.
+They break what a method may silently assume: Conv1D and fused projections (GPT-2, GPT-NeoX, our decoder, whose gate and
+up are fused too), heads that are not d_model wide together (Qwen3, Gemma), grouped key and value heads, tied and untied
+heads, biases or none, parallel residuals, learned and rotary positions.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _ROWS: dict[str, dict[str, Any]] = {
     "qwen2": {**_GATED, "tie_word_embeddings": True},
     "qwen3": {**_GATED, "head_dim": 16},
     "gemma": {**_GATED, "head_dim": 16, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "decoder": {**_GATED, "model_type": "bakeoff_decoder", "bias": True, "qk_norm": True},
 }
 
 FAMILIES: tuple[str, ...] = tuple(_ROWS)
@@ -77,14 +78,13 @@ def tiny(
     if family not in _ROWS:
         raise UsageError(f"There is no tiny model of {family!r}; use one of {', '.join(FAMILIES)}.")
     config = AutoConfig.for_model(
-        family,
         vocab_size=vocab_size,
         num_hidden_layers=layers,
         bos_token_id=_END_ID,
         eos_token_id=_END_ID,
         # A padding token would freeze its row of the embedding.
         pad_token_id=None,
-        **_ROWS[family],
+        **{"model_type": family, **_ROWS[family]},
     )
     # Only the CPU's generator is seeded: torch.manual_seed would also reach those of accelerators, which stay unforked.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -66,15 +66,62 @@ def model_card(
         "## Is this the model that was measured?",
         _proof(trial),
         "## Environment",
-        _list(
-            {
-                **{name: compact(value) for name, value in environment.items() if name != "versions" and value is not None},
-                **environment["versions"],
-            }
-        ),
+        _environment(environment),
         f"To make it again:\n\n```sh\n{apply_command(comparison, trial)}\n```",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def recipe_card(made: Mapping[str, Any]) -> str:
+    """`README.md` for the model that the last stage of a recipe made, from what `Recipe.run` returned."""
+    stages, environment = made["stages"], made["environment"]
+    front = {
+        "library_name": "transformers",
+        "tags": ["bakeoff", "recipe", *dict.fromkeys(s["contest"] for s in stages)],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {as_cell(made['name'])}",
+        f"Made by bakeoff {environment['versions']['bakeoff']} by a recipe of {len(stages)} "
+        f"stage{'s' if len(stages) > 1 else ''}, seed {made['seed']}. The terms of use are those of the models and data named.",
+        _table(
+            ["stage", "contest", "method", "budget", "begins with"],
+            ([s["name"], s["contest"], s["method"], s["budget"], _beginning(s)] for s in stages),
+        ),
+    ]
+    for stage in stages:
+        question = {name: value for name, value in stage["question"].items() if value not in (None, [])}
+        parts += [
+            f"## {as_cell(stage['name'])}",
+            stage["does"],
+            _list(
+                {
+                    "arguments": compact(stage["args"]) or "none",
+                    **{name: compact(value) for name, value in question.items()},
+                    "source": stage["source"],
+                    "paper": stage["paper"],
+                    "departures from the source": stage["departures"],
+                    "notes": compact(stage["notes"]),
+                    "weights (SHA-256)": stage["weights_sha256"],
+                    **{COSTS[c]: cost_in_words(c, stage["cost"][c]) for c in COSTS if c in stage["cost"]},
+                }
+            ),
+            _table(
+                ["metric", "unit", "better is", "before", "after", "change"],
+                _measured(stage["after"], {"untouched": stage["before"]}),
+            ),
+        ]
+    parts += ["## Environment", _environment(environment)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _beginning(stage: Mapping[str, Any]) -> str:
+    return stage["from"] or stage["question"].get("model") or "random weights"
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    known = {name: compact(value) for name, value in environment.items() if name != "versions" and value is not None}
+    return _list({**known, **environment["versions"]})
 
 
 def _measured(metrics: Mapping[str, Any], comparison: Mapping[str, Any]) -> Iterable[list[str]]:

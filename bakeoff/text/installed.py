@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import re
 import sysconfig
@@ -11,10 +12,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from bakeoff.errors import UsageError
-from bakeoff.text.read import Example
+from bakeoff.text.read import INSTALLED, Example
 
 Kind = Literal["docstrings", "code", "reference"]
 
@@ -78,6 +79,27 @@ def installed(kind: Kind, *, limit: int | None = None, packages: Sequence[str] |
     else:
         raise UsageError(f"There is no installed text of kind {kind!r}; choose docstrings, code or reference.")
     return sorted(_draw(streams, limit), key=lambda example: example.where)
+
+
+@functools.lru_cache(maxsize=4)
+def installed_text(name: str) -> tuple[Example, ...]:
+    """The documents that a name stands for: `installed:docstrings`, or `installed:docstrings:400000` for that many characters.
+
+    Raises UsageError for a name that is not understood.
+    """
+    kind, limit = installed_part(name)
+    return tuple(installed(kind, limit=limit))
+
+
+def installed_part(name: str) -> tuple[Kind, int | None]:
+    """The kind and the limit in such a name; UsageError where it is not understood."""
+    kind, colon, limit = name.removeprefix(INSTALLED).partition(":")
+    if kind not in get_args(Kind) or (colon and not limit.isdecimal()):
+        kinds = ", ".join(INSTALLED + known for known in get_args(Kind))
+        raise UsageError(
+            f"{name!r} is not understood: write one of {kinds}, and :400000 after it for that many characters."
+        )
+    return cast(Kind, kind), int(limit) if colon else None
 
 
 def _draw(streams: dict[str, Iterator[Example]], limit: int | None) -> Iterator[Example]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -62,7 +63,8 @@ _SHAPES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("completion", ("instruction", "output")),
     ("text", ("text",)),
 )
-_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+INSTALLED = "installed:"
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _DOCUMENT_END = "<|endoftext|>"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<config>[\w.-]+))?")
@@ -76,8 +78,9 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
     Files: .txt (one document, or one between each two `<|endoftext|>`), .jsonl, .json (a list of rows, {"data": [...]}
     or one row a line), .csv, .tsv (where quotes are characters like any other), .parquet, .arrow; text formats also
     with .gz. Folders: what `datasets.save_to_disk` wrote, or all such files below it by name; hidden files and other
-    suffixes are passed over. Anything else of the form owner/name or owner/name:configuration is a hub id; no remote
-    code is run.
+    suffixes are passed over. `installed:docstrings`, `installed:code` and `installed:reference`, also with a number of
+    characters after another colon, are text that every installation carries (`installed`). Anything else of the form
+    owner/name or owner/name:configuration is a hub id; no remote code is run.
 
     Shapes, by column: text; messages (role and content) or conversations (from and value); prompt and completion (or
     response), taken as they are; question and answer, problem and solution, instruction (and input) and output, where
@@ -91,7 +94,9 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
     read: nothing is dropped.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.fspath(source).startswith(INSTALLED):
+        rows = _installed(os.fspath(source))
+    elif path.is_dir():
         rows = _folder(path, split)
     elif path.exists():
         rows = _file(path)
@@ -112,12 +117,21 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     Raises DataError if nothing is there or it cannot be read.
     """
     root = Path(path)
+    if os.fspath(path).startswith(INSTALLED):
+        rows = [[where, row["text"]] for where, row in _installed(os.fspath(path))]
+        return hashlib.sha256(files.canonical(rows)).hexdigest()
     if not root.exists():
         raise _missing(root)
     try:
         return files.digest(root)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}; check the file and its permissions.") from error
+
+
+def _installed(name: str) -> Iterator[Row]:
+    from bakeoff.text.installed import installed_text  # which makes examples, and so stands above this file
+
+    yield from ((example.where, {"text": example.text}) for example in installed_text(name))
 
 
 def _missing(path: Path) -> DataError:
@@ -151,11 +165,11 @@ def _folder(folder: Path, split: str) -> Iterator[Row]:
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and _suffix(path) in _SUFFIXES
+        and _suffix(path) in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not files:
-        raise DataError(f"{folder} holds no file that can be read; files of data end in {', '.join(_SUFFIXES)}.")
+        raise DataError(f"{folder} holds no file that can be read; files of data end in {', '.join(SUFFIXES)}.")
     for path in files:
         yield from _file(path)
 
@@ -168,7 +182,7 @@ def _one_split(splits: dict[str, Any], split: str, source: str) -> Any:
 
 def _hub(source: str, split: str) -> Iterator[Row]:
     path, match = Path(source), _HUB_ID.fullmatch(source)
-    if match is None or path.parent.exists() or _suffix(path) in _SUFFIXES:
+    if match is None or path.parent.exists() or _suffix(path) in SUFFIXES:
         raise _missing(path)
     from datasets import load_dataset
 
@@ -205,7 +219,7 @@ def _file(path: Path) -> Iterator[Row]:
         elif suffix in (".parquet", ".arrow") and path.suffix != ".gz":
             yield from _arrow_rows(path)
         else:
-            raise DataError(f"{path} has no suffix that can be read; files of data end in {', '.join(_SUFFIXES)}.")
+            raise DataError(f"{path} has no suffix that can be read; files of data end in {', '.join(SUFFIXES)}.")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is no complete gzip file ({error}); fetch or compress it again.") from error
 

@@ -196,4 +196,5 @@ class Stream:
             raise UsageError(f"The text is enough for {self.steps} steps: give more, or a budget of no more steps.")
         size = self.rows * self.length
         input_ids = self.tokens[step * size : (step + 1) * size].view(self.rows, self.length).long()
-        return Batch(input_ids, input_ids, input_ids.numel())
+        where = tuple(f"window {step * self.rows + row}" for row in range(self.rows))
+        return Batch(input_ids, input_ids, input_ids.numel(), where=where)

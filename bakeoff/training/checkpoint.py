@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def _read_spread(place: Path, shapes: dict[str, Any]) -> dict[str, Tensor]:
     import torch.distributed.checkpoint as dcp
 
     held = {name: torch.zeros(shape, dtype=getattr(torch, kind)) for name, (shape, kind) in shapes.items()}
-    with parallel.alone():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.load(held, storage_reader=dcp.HuggingFaceStorageReader(str(place)), no_dist=True)
     return held
 

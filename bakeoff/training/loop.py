@@ -22,13 +22,14 @@ from bakeoff.training.batches import Batch, Batches, derived_seed
 from bakeoff.training.compilation import compiled, worth_compiling
 from bakeoff.training.objectives import Objective, labelled, trunk_and_head
 from bakeoff.training.schedules import Schedule
-from bakeoff.training.sharing import Sharing, full, like
+from bakeoff.training.sharing import Sharing, full
 
 if TYPE_CHECKING:
     from bakeoff.training.run import Run
 
 Hook = Callable[[int], None]
 MakeOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+Exchange = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 Learning = dict[str, tuple[nn.Parameter, Tensor | None]]
 
 _MOST_SKIPPED = 10
@@ -79,14 +80,8 @@ class Loop:
                     "parallelism."
                 )
             mine = dict(self.sharing.model.named_parameters())
-            if any(mask is not None and mask.shape != mine[name].shape for name, (_, mask) in self.learning.items()):
-                raise Unsupported(
-                    "This method trains parts of matrices, which tensor parallelism lays out anew: use FSDP or data parallelism."
-                )
-            self.learning = {
-                name: (mine[name], None if mask is None else like(mask, mine[name]))
-                for name, (_, mask) in self.learning.items()
-            }
+            masks = self.sharing.to_hold({name: m for name, (_, m) in self.learning.items() if m is not None})
+            self.learning = {name: (mine[name], masks.get(name)) for name in self.learning}
         self.frozen = {name: p.detach().clone() for name, (p, mask) in self.learning.items() if mask is not None}
         self.made = self.optimizer([p for p, _ in self.learning.values()], self.learning_rate)
         for group in self.made.param_groups:
@@ -201,7 +196,8 @@ class Loop:
     def _goes_well(self, value: float, norm: float, batch: Batch) -> bool:
         """Whether the step may be taken. Otherwise it is skipped, if the method wants that, or the training stops."""
         bad = not (math.isfinite(value) and math.isfinite(norm))
-        limit = self.spike * max(self.first_losses) if len(self.first_losses) == _FIRST else math.inf
+        greatest = max(self.first_losses) if len(self.first_losses) == _FIRST else math.inf
+        limit = self.spike * greatest if greatest > 0 else math.inf
         if not bad and value <= limit:
             if len(self.first_losses) < _FIRST:
                 self.first_losses.append(value)
@@ -269,21 +265,36 @@ class Loop:
         return {name: b for name, b in model.named_buffers() if name in kept}
 
     def _save(self, done: bool) -> None:
-        model = self.model if done else self.sharing.model
+        run, model = self.run, self.model if done else self.sharing.model
         mine = dict(model.named_parameters())
-        run = self.run
-        states: list[Any] = parallel.gathered(torch.get_rng_state())
+        parameters = {name: mine[name] for name in self.learning}
         state = {
             "step": self.step, "done": done, "flops_per_token": self.flops_per_token, "share_begin": self.share_begin,
             "micro_rows": self.micro_rows, "compiling": self.compiling, "first_losses": self.first_losses,
-            "skipped": self.skipped, "notes": run.notes, "sharing": None if done else [self.sharing.kind, len(states)],
-            "made_for": _digest(self.learning), "meter": run.meter.as_dict(), "curve": run.curve,
-            "parameters": {name: mine[name] for name in self.learning}, "buffers": self._buffers(model),
-            "optimizer": {} if done else self.made.state_dict(), "generators": states,
+            "skipped": self.skipped, "notes": run.notes, "made_for": _digest(self.learning), "meter": run.meter.as_dict(),
+            "curve": run.curve, "buffers": self._buffers(model),
+            "parameters": parameters if done else self.sharing.to_keep(parameters),
+            "optimizer": {} if done else self._exchanged(self.made.state_dict(), self.sharing.to_keep),
+            "generators": parallel.gathered(torch.get_rng_state()),
         }  # fmt: skip
         if run.device.type == "cuda":
             state["device_generator"] = torch.cuda.get_rng_state(run.device)
         checkpoint.write(self.folder, self.step, state)
+
+    def _exchanged(self, state: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
+        """An optimizer's state, with `exchange` applied to every tensor that has the shape of its parameter."""
+        names = {id(p): name for name, (p, _) in self.learning.items()}
+        order = [names[id(p)] for group in self.made.param_groups for p in group["params"]]
+        states = {index: dict(own) for index, own in state["state"].items()}
+        for key in sorted({key for own in states.values() for key in own}):
+            held = {
+                index: own[key] for index, own in states.items()
+                if isinstance(own.get(key), Tensor) and own[key].numel() == self.learning[order[index]][0].numel() and own[key].dim()
+            }  # fmt: skip
+            exchanged = exchange({order[index]: value for index, value in held.items()})
+            for index in held:
+                states[index][key] = exchanged[order[index]]
+        return {**state, "state": states}
 
     def _go_on(self, saved: dict[str, Any] | None) -> None:
         """Take up where a checkpoint left off."""
@@ -294,12 +305,6 @@ class Loop:
                 f"The checkpoint in {self.folder} is of another model or of other parameters: remove that folder to begin anew."
             )
         run, spread = self.run, getattr(self, "sharing", None)
-        before, generators = saved["sharing"], saved["generators"]
-        if spread and before and "tensor" in (before[0], spread.kind) and before != [spread.kind, spread.processes]:
-            raise UsageError(
-                f"The checkpoint in {self.folder} was written by {before[1]} processes ({before[0]}); tensor parallel training "
-                "goes on with the same number only."
-            )
         self.step, self.flops_per_token, self.share_begin = (
             saved["step"],
             saved["flops_per_token"],
@@ -310,20 +315,17 @@ class Loop:
         run.notes.update(saved["notes"])
         run.tick()
         run.meter, run.curve = Meter(**saved["meter"]), [tuple(point) for point in saved["curve"]]
+        values = spread.to_hold(saved["parameters"]) if spread else saved["parameters"]
         with torch.no_grad():
             for name, (p, _) in self.learning.items():
-                p.copy_(like(saved["parameters"][name], p))
+                p.copy_(values[name])
             for name, buffer in self._buffers(spread.model if spread else self.model).items():
                 buffer.copy_(saved["buffers"][name])
         if saved["done"]:
             return
-        state = saved["optimizer"]
-        order = [p for group in self.made.param_groups for p in group["params"]]
-        for index, own in state["state"].items():
-            for key, value in own.items():
-                if isinstance(value, Tensor):
-                    own[key] = like(value, order[index])
-        self.made.load_state_dict(state)
+        assert spread
+        self.made.load_state_dict(self._exchanged(saved["optimizer"], spread.to_hold))
+        generators = saved["generators"]
         if len(generators) == parallel.processes():
             torch.set_rng_state(generators[parallel.rank()])
         if run.device.type == "cuda":

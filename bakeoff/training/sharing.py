@@ -42,11 +42,11 @@ class Sharing:
         if self.kind == "data":
             from torch.nn.parallel import DistributedDataParallel
 
-            self.loss = DistributedDataParallel(
+            step = DistributedDataParallel(
                 _Step(model, objective),
                 device_ids=[device] if device.type == "cuda" else None,
-                find_unused_parameters=True,
             )
+            self.loss = lambda model, batch, number: step(batch, number)
             return
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -101,16 +101,28 @@ class Sharing:
         dist.all_reduce(held)
         return float(held)
 
+    def to_keep(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by parameter name, shaped like the parameters, as a checkpoint keeps them: whole, or as FSDP's parts."""
+        if self.kind != "tensor":
+            return dict(values)
+        from bakeoff.training.tensor_parallel import gathered
+
+        return gathered(self.model, values)
+
+    def to_hold(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by parameter name, shaped like the plain model's parameters, as this process holds them."""
+        if self.kind == "tensor":
+            from bakeoff.training.tensor_parallel import scattered
+
+            return scattered(self.model, values)
+        mine = dict(self.model.named_parameters())
+        return {name: _like(value, mine[name]) for name, value in values.items()}
+
     def collect(self) -> None:
         """Write what was learned back into the given model, the same in every process."""
         if self.model is self.given:
             return
-        if self.kind == "fsdp":
-            whole = {name: full(value) for name, value in self.model.state_dict().items()}
-        else:
-            from bakeoff.training.tensor_parallel import gathered
-
-            whole = gathered(self.model)
+        whole = {name: full(value) for name, value in self.to_keep(self.model.state_dict()).items()}
         self.given.load_state_dict(whole, strict=False)
 
 
@@ -119,11 +131,10 @@ def full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(whole: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor, spread as `pattern` is if that has its shape."""
-    if isinstance(pattern, DTensor) and whole.shape == pattern.shape:
+def _like(whole: Tensor, pattern: Tensor) -> Tensor:
+    if isinstance(pattern, DTensor):
         return distribute_tensor(whole.to(pattern.device), pattern.device_mesh, pattern.placements)
-    return whole
+    return whole.to(pattern.device)
 
 
 def _whole_model(objective: Objective) -> Objective:

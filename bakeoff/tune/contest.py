@@ -6,7 +6,7 @@ The exam measures what was gained on held-out target text, what was lost on text
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +24,24 @@ from bakeoff.lm.score import TokenStatistics, token_statistics
 from bakeoff.lm.tiny import tiny, tiny_tokenizer
 from bakeoff.method import Method
 from bakeoff.metric import Measured, Metric
-from bakeoff.text import documents, encode, fingerprint, read, split
+from bakeoff.text import encode, read
 from bakeoff.text.read import Example
 from bakeoff.text.tokenise import Item
 from bakeoff.training.batches import Shuffled
-from bakeoff.training.objectives import logits_of
+from bakeoff.training.exam import (
+    chosen,
+    device_named,
+    divided,
+    greatest_difference,
+    named_texts,
+    other_loss,
+    sums,
+    table_of_texts,
+    text_digest,
+)
 from bakeoff.training.run import Run
 
 _BINS = 15
-_PIECE = 4000
 _SHORTEST_CONTEXT = 16
 
 
@@ -148,17 +157,17 @@ class TuneSetting(Setting):
         }
         target, kept = statistics["target"], statistics.get("kept")
         measured = [
-            Measured(TARGET_LOSS, _sums(target, "negative_log_likelihood")),
-            Measured(TARGET_ACCURACY, _sums(target, "correct")),
+            Measured(TARGET_LOSS, sums(target, "negative_log_likelihood")),
+            Measured(TARGET_ACCURACY, sums(target, "correct")),
             Measured(CALIBRATION, np.stack([_bins(s) for s in target])),
         ]
         if kept is not None:
-            measured.append(Measured(KEPT_LOSS, _sums(kept, "negative_log_likelihood")))
+            measured.append(Measured(KEPT_LOSS, sums(kept, "negative_log_likelihood")))
         long = [s for s in (target if kept is None else kept) if len(s.correct) >= _SHORTEST_CONTEXT]
         if long:
             measured.append(Measured(IN_CONTEXT_GAIN, np.stack([_quarters(s) for s in long])))
         measured += [
-            Measured(other_loss(name), _sums(rows, "negative_log_likelihood"))
+            Measured(other_loss(name), sums(rows, "negative_log_likelihood"))
             for name, rows in statistics.items()
             if name not in ("target", "kept")
         ]
@@ -172,9 +181,7 @@ class TuneSetting(Setting):
 
     def difference(self, result: Any, other: Any) -> float:
         rows = [row for rows in self.exam_rows.values() for row in rows[:4]]
-        with torch.inference_mode():
-            pairs = [[logits_of(m, row.input_ids[None].to(m.device)).float() for m in (result, other)] for row in rows]
-        return max(float((one - two).abs().max()) for one, two in pairs)
+        return greatest_difference(result, other, rows)
 
     def digest(self, result: Any) -> str:
         return lm.weights_digest(result)
@@ -182,7 +189,7 @@ class TuneSetting(Setting):
     def tuning(self) -> TuneSetting:
         return dataclasses.replace(
             self,
-            exam_rows={"target": _chosen(self.data.validation, self.question.exam_items)},
+            exam_rows={"target": chosen(self.data.validation, self.question.exam_items)},
             origin={**self.origin, "exam": "validation"},
         )
 
@@ -194,27 +201,14 @@ class TuneSetting(Setting):
             "model_type": self.model.config.model_type,
             "parameters": self.model.num_parameters(),
             "max_length": self.question.max_length,
-            "texts": {
-                name: {
-                    "rows": len(items),
-                    "tokens": sum(len(i.input_ids) for i in items),
-                    "cut": self.truncated.get(name, 0),
-                }
-                for name, items in {**rows, **exam}.items()
-            },
+            "texts": table_of_texts({**rows, **exam}, self.truncated),
         }
-
-
-def other_loss(name: str) -> Metric:
-    return Metric(f"other_loss:{name}", "nats/token", "lower", f"mean loss on {name}, which no method saw")
 
 
 def open_tune(question: TuneQuestion) -> TuneSetting:
     """Load the model and read, split and tokenise the texts. ModelError, DataError or UsageError name what is wrong."""
     texts = {name: read(path) for name, path in _paths(question).items()}
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if question.device == "auto" else question.device
-    )
+    device = device_named(question.device)
     model, tokenizer, folder = lm.load(question.model, device=device)
     limit = getattr(model.config, "max_position_embeddings", None) or 256
     question = question.model_copy(update={"max_length": question.max_length or min(256, limit)})
@@ -228,14 +222,14 @@ def open_tune(question: TuneQuestion) -> TuneSetting:
             f"The tokenizer in {folder} has {len(tokenizer)} tokens and the model's embedding only "
             f"{model.get_input_embeddings().num_embeddings}: resize the model or give the tokenizer it was trained with."
         )
-    origin = {"model": lm.fingerprint(folder), **{name: _fingerprint(path) for name, path in _paths(question).items()}}
+    origin = {"model": lm.fingerprint(folder), **{name: text_digest(path) for name, path in _paths(question).items()}}
     parts: dict[str, list[Example]] = {}
     shares = {"train": 0.9, "validation": 0.1} if "valid" in texts else {"train": 0.8, "validation": 0.1, "target": 0.1}
-    parts |= _divided(question.train, texts.pop("train"), shares)
+    parts |= divided(question.train, texts.pop("train"), shares)
     if "valid" in texts:
         parts["target"] = texts.pop("valid")
     if "keep" in texts:
-        parts |= _divided(str(question.keep), texts.pop("keep"), {"keep": 0.7, "kept": 0.3})
+        parts |= divided(str(question.keep), texts.pop("keep"), {"keep": 0.7, "kept": 0.3})
     parts |= texts
     encoded = {name: encode(examples, tokenizer, question.max_length) for name, examples in parts.items()}
     for name, made in encoded.items():
@@ -249,7 +243,7 @@ def open_tune(question: TuneQuestion) -> TuneSetting:
         tokenizer,
         question.per_device_train_batch_size,
     )
-    exam = {name: _chosen(items[name], question.exam_items) for name in ("target", "kept", *texts) if name in items}
+    exam = {name: chosen(items[name], question.exam_items) for name in ("target", "kept", *texts) if name in items}
     return TuneSetting(question, model, data, exam, origin, {n: e.truncated for n, e in encoded.items() if e.truncated})
 
 
@@ -278,35 +272,7 @@ def planted(family: str, seed: int = 0) -> TuneSetting:
 
 def _paths(question: TuneQuestion) -> dict[str, str]:
     named = {"train": question.train, "keep": question.keep, "valid": question.valid}
-    others = {Path(path).stem: path for path in question.also}
-    if clash := set(others) & {*named, "target", "kept", "validation"} or (len(others) < len(question.also)):
-        raise UsageError(
-            f"Each --also needs a file name of its own, other than train, keep, kept, target, valid, validation ({clash})."
-        )
-    return {name: path for name, path in {**named, **others}.items() if path is not None}
-
-
-def _fingerprint(path: str) -> str:
-    return fingerprint(path) if Path(path).exists() else path
-
-
-def _divided(path: str, examples: list[Example], shares: dict[str, float]) -> dict[str, list[Example]]:
-    """The parts of a text. Long documents are cut into pieces first, short enough that every part gets some."""
-    total = sum(len(e.text) for e in examples if e.kind == "text")
-    size = max(200, min(_PIECE, total // (8 * len(shares))))
-    try:
-        return split(documents(examples, size), shares, seed=0)
-    except DataError as error:
-        raise DataError(f"{path} is too short: {error}") from None
-
-
-def _chosen(items: Sequence[Item], count: int) -> list[Item]:
-    order = np.random.default_rng(0).permutation(len(items))[:count]
-    return [items[i] for i in sorted(order)]
-
-
-def _sums(statistics: Iterable[TokenStatistics], what: str) -> NDArray[np.float64]:
-    return np.array([[float(getattr(s, what).double().sum()), len(s.correct)] for s in statistics])
+    return named_texts(named, question.also, ("train", "keep", "kept", "target", "valid", "validation"))
 
 
 def _bins(s: TokenStatistics) -> NDArray[np.float64]:
