@@ -26,6 +26,7 @@ from bakeoff.contest import Setting
 from bakeoff.errors import StoreError, Unsupported, UsageError
 from bakeoff.method import Method
 from bakeoff.store import Store, address
+from bakeoff.training import parallel
 from bakeoff.trial import engine_hash, versions
 
 if TYPE_CHECKING:
@@ -157,6 +158,10 @@ def check(method: Method, *, quick: bool = False, families: Iterable[str] | None
 
 def quick_verdict(method: Method, store: Store) -> str | None:
     """Why a comparison gives the method no row, or None. The store keeps it for as long as the code stays the same."""
+    return parallel.on_first(lambda: _quick_verdict(method, store))
+
+
+def _quick_verdict(method: Method, store: Store) -> str | None:
     made_by = {
         "contest": method.contest, "method": method.name, "source": method.source_hash,
         "engine": engine_hash(method.contest), "check": files.digest(Path(__file__)), "versions": versions(),

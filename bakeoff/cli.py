@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 
 from bakeoff import __version__
 from bakeoff.errors import BakeoffError, UsageError
+from bakeoff.training import parallel
 from bakeoff.training.threads import keep_memory
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if not parallel.is_first() and not debug:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  the first process speaks for all
     if words in ([], ["compare"], ["apply"]):
         words = [*words, "--help"]
     keep_memory()
@@ -72,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"bakeoff: unexpected {type(error).__name__}: {error} (give --debug for the traceback)", file=sys.stderr
             )
         code = error.exit_code if isinstance(error, BakeoffError) else 1
+    parallel.leave()
     if code == 130:  # typer makes it of a KeyboardInterrupt
         again = shlex.join(["bakeoff", *words])
         print(
@@ -233,6 +237,8 @@ def _executor(fields: dict[str, Any]) -> Executor | None:
         return None
     workers = None if fields["workers"] is None else _number(fields, "workers", 1, 1)
     address = None if fields["ray_address"] is None else str(fields["ray_address"])
+    if parallel.processes() > 1:
+        raise UsageError("--executor and a launcher of several processes exclude one another: use one of them.")
     return Executor("ray" if kind == "ray" else "joblib", workers, address)
 
 
@@ -273,13 +279,20 @@ def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str,
         return model_card(comparison.methods[trial["label"]], trial, results["comparison"], results["environment"])
 
     comparison = comparison.prepared()
-    with files.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+
+    def prepare() -> None:
+        with files.writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+
+    def finish() -> None:
+        with _only_writer(out, store):
+            files.write_json(out / "results.json", results)
+            comparison.export_winner(results, store, out / "winner", card)
+            write_report(results, out)
+
+    parallel.on_first(prepare)
     results = comparison.run(store)
-    with _only_writer(out, store):
-        files.write_json(out / "results.json", results)
-        comparison.export_winner(results, store, out / "winner", card)
-        write_report(results, out)
+    parallel.on_first(finish)
     return results
 
 
@@ -287,6 +300,8 @@ def _only_writer(out: Path, store: Store) -> AbstractContextManager[None]:
     """Keeps processes that share a store from writing the same output at once."""
     from bakeoff.store import address
 
+    if not parallel.is_first():
+        return contextlib.nullcontext()
     return store.lock("outputs", address({"folder": str(out.resolve())}))
 
 

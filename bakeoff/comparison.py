@@ -24,6 +24,7 @@ from bakeoff.executor import Executor, Place
 from bakeoff.method import Method, Spec
 from bakeoff.metric import Metric
 from bakeoff.store import Busy, Store
+from bakeoff.training import parallel
 from bakeoff.trial import PeakMemory, Trial, components, environment
 
 ALPHA = 0.05
@@ -196,7 +197,7 @@ class Comparison:
                 try:
                     record = trials[place].run(
                         store, keep_result=seed == self.seeds[0], checkpoint_seconds=self.checkpoint_seconds,
-                        progress=progress, wait=wait,
+                        progress=progress, notice=self.notice, wait=wait,
                     )  # fmt: skip
                 except Busy:
                     continue
@@ -286,15 +287,22 @@ class Comparison:
     def export(self, shown: dict[str, Any], store: Store, folder: Path, card: str) -> None:
         """Write the result of a trial of these results and its card into `folder`, proven to be the one measured."""
         source = self.kept(shown, store)
-        with files.replace_folder(folder) as new:
-            shutil.copytree(source, new, dirs_exist_ok=True)
-            (new / "README.md").write_text(card, "utf-8")
+
+        def write() -> None:
+            with files.replace_folder(folder) as new:
+                shutil.copytree(source, new, dirs_exist_ok=True)
+                (new / "README.md").write_text(card, "utf-8")
+
+        parallel.on_first(write)
 
     def kept(self, shown: dict[str, Any], store: Store) -> Path:
         """The folder in the store that holds the result of a trial of these results, proven to be the one measured.
 
         A result that is missing there is made again; one that is damaged is moved aside first.
         """
+        return parallel.on_first(lambda: self._kept(shown, store))
+
+    def _kept(self, shown: dict[str, Any], store: Store) -> Path:
         setting = self.opened()
         trial = Trial(self.methods[shown["label"]], shown["args_passed"], shown["seed"], self.budget, setting)
         source = store.artifact("trials", trial.key)

@@ -24,6 +24,7 @@ from bakeoff.method import Method, Spec
 from bakeoff.store import Store
 from bakeoff.text.installed import installed_part
 from bakeoff.text.read import INSTALLED, SUFFIXES
+from bakeoff.training import parallel
 from bakeoff.trial import Trial
 
 _FIELDS = ("name", "seed", "defaults", "stages")
@@ -163,7 +164,7 @@ class Recipe:
             watch(stage.name, number + 1, len(self.stages), 0.0, float("nan"))
         made = {"name": self.name, "seed": self.seed, "stages": told, "environment": results["environment"]}
         comparison.export(trial, store, out, card(made))
-        files.write_json(out / "recipe.json", made)
+        parallel.on_first(lambda: files.write_json(out / "recipe.json", made))
         return made
 
     def _comparison(self, stage: Stage, folders: Mapping[str, Path]) -> Comparison:

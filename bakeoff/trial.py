@@ -28,6 +28,7 @@ from bakeoff.contest import Setting
 from bakeoff.errors import BakeoffError, StoreError
 from bakeoff.method import Method
 from bakeoff.store import Store, address
+from bakeoff.training import parallel
 
 Progress = Callable[[float, float], None]
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "accelerate", "peft", "numpy", "scipy")
@@ -67,6 +68,7 @@ class Trial:
         need_result: bool = False,
         checkpoint_seconds: float = 30.0,
         progress: Progress = lambda fraction, loss: None,
+        notice: Callable[[str], None] = lambda sentence: None,
         wait: bool = True,
     ) -> dict[str, Any]:
         """The trial's record: from the store where it is done, else by running it.
@@ -77,34 +79,55 @@ class Trial:
 
         A method that raises makes a record with status `failed`; it is tried again the next time. An unfinished trial goes
         on from its last checkpoint. Raises store.Busy if another process runs it and `wait` is false; StoreError if nothing can
-        be written; KeyboardInterrupt passes through, and what was done so far stays.
+        be written; KeyboardInterrupt passes through, and what was done so far stays. Several processes of a launcher call it
+        together: they train as one, and the first of them examines and writes.
         """
-        with store.lock("trials", self.key, blocking=wait):
-            record = store.get("trials", self.key)
-            kept = store.artifact("trials", self.key).is_dir()
-            if record and record["status"] == "done" and (kept or not need_result) and store.get("items", self.key):
-                return record
+        with contextlib.ExitStack() as held:
+
+            def begin() -> dict[str, Any] | None:
+                held.enter_context(store.lock("trials", self.key, blocking=wait))
+                record = store.get("trials", self.key)
+                kept = store.artifact("trials", self.key).is_dir()
+                if record and record["status"] == "done" and (kept or not need_result) and store.get("items", self.key):
+                    return record
+                if not record or record["status"] != "done":
+                    store.put("trials", self.key, {**common, "status": "running"})
+                return None
+
+            def finish() -> None:
+                store.put("trials", self.key, record)
+                if record["status"] == "done":
+                    store.discard_work("trials", self.key)
+
             common = {
                 "contest": self.method.contest, "method": self.method.name, "args": self.arguments,
                 "args_passed": dict(self.passed), "seed": self.seed, "budget": str(self.budget),
                 "setting": self.setting.made_by(), "environment": environment(),
             }  # fmt: skip
-            if not record or record["status"] != "done":
-                store.put("trials", self.key, {**common, "status": "running"})
+            if done := parallel.on_first(begin):
+                return done
             try:
-                record = {**common, **self._perform(store, keep_result or need_result, checkpoint_seconds, progress)}
+                record = {
+                    **common,
+                    **self._perform(store, keep_result or need_result, checkpoint_seconds, progress, notice),
+                }
             except StoreError:
                 raise
             except Exception as error:
+                if parallel.processes() > 1 and not isinstance(error, BakeoffError):
+                    raise  # the other processes may not know of it: the launcher ends them
                 told = str(error) if isinstance(error, BakeoffError) else f"{type(error).__name__}: {error}"
                 record = {**common, "status": "failed", "error": told, "traceback": traceback.format_exc()}
-            store.put("trials", self.key, record)
-            if record["status"] == "done":
-                store.discard_work("trials", self.key)
+            parallel.on_first(finish)
             return record
 
     def _perform(
-        self, store: Store, keep_result: bool, checkpoint_seconds: float, progress: Progress
+        self,
+        store: Store,
+        keep_result: bool,
+        checkpoint_seconds: float,
+        progress: Progress,
+        notice: Callable[[str], None],
     ) -> dict[str, Any]:
         from bakeoff.training.run import Run
         from bakeoff.training.threads import give_memory_back
@@ -113,28 +136,32 @@ class Trial:
         memory = PeakMemory(self.setting)
         run = Run(
             self.budget, self.seed, store.work("trials", self.key), checkpoint_seconds=checkpoint_seconds,
-            progress=progress, **self.setting.surroundings(),
+            progress=progress, notice=notice, **self.setting.surroundings(),
         )  # fmt: skip
         result = self.setting.perform(self.method, self.arguments, run)
         run.tick()
         peak = memory.peak()
-        measured = self.setting.exam(result)
-        store.put("items", self.key, {"components": {name: m.components.tolist() for name, m in measured.items()}})
-        saved, difference = _save(self.setting, result, store, self.key, keep_result)
-        return {
-            "status": "done",
-            "metrics": {name: m.metric.describe(m.value) for name, m in measured.items()},
-            "cost": {
-                **run.meter.as_dict(),
-                "peak_memory_bytes": peak,
-                "trained_parameters": run.trained_parameters,
-                "bytes_saved": saved,
-            },
-            "weights_sha256": self.setting.digest(result),
-            "reload_difference": difference,
-            "curve": thinned(run.curve),
-            "notes": dict(run.notes),
-        }
+
+        def examined() -> dict[str, Any]:
+            measured = self.setting.exam(result)
+            store.put("items", self.key, {"components": {name: m.components.tolist() for name, m in measured.items()}})
+            saved, difference = _save(self.setting, result, store, self.key, keep_result)
+            return {
+                "status": "done",
+                "metrics": {name: m.metric.describe(m.value) for name, m in measured.items()},
+                "cost": {
+                    **run.meter.as_dict(),
+                    "peak_memory_bytes": peak,
+                    "trained_parameters": run.trained_parameters,
+                    "bytes_saved": saved,
+                },
+                "weights_sha256": self.setting.digest(result),
+                "reload_difference": difference,
+                "curve": thinned(run.curve),
+                "notes": dict(run.notes),
+            }
+
+        return parallel.on_first(examined)
 
 
 def thinned(curve: Sequence[Any]) -> list[Any]:
@@ -237,6 +264,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": parallel.processes(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "system": platform.platform(),
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -164,6 +164,12 @@ def test_values_that_no_law_takes_are_refused(bad: float) -> None:
         laws.fit_power([1, 2, bad, 4], [3, 2, 2, 1])
 
 
+def test_measured_values_may_be_0() -> None:
+    assert laws.fit_error([4.0, 3.0, 2.0, 1.0], [0.6, 0.4, 0.2, 0.0]).k > 0
+    with pytest.raises(UsageError, match="finite values above 0"):
+        laws.fit_error([4.0, 3.0, 2.0, 0.0], [0.6, 0.4, 0.2, 0.0])
+
+
 def test_columns_of_other_lengths_are_refused() -> None:
     with pytest.raises(UsageError, match="one value for each point"):
         laws.fit_power([1, 2, 3], [3, 2, 1, 1])

@@ -264,6 +264,13 @@ def test_gradients_reach_the_vectors_by_attention_and_commitment_and_no_centroid
     assert not any(buffer.requires_grad for buffer in layer.buffers())
 
 
+def test_nan_reaches_the_loss() -> None:
+    model, ids = decoder(), tokens(2, 20)
+    with torch.no_grad():
+        model.model.layers[0].mixer.qv.weight[0, 0] = math.nan
+    assert math.isnan(model(ids, labels=ids).loss)
+
+
 def test_two_passes_before_a_backward_pass() -> None:
     model, ids = decoder(routing_decay=0.5).train(), tokens(2, 20)
     sum(model(part, labels=part).loss for part in ids.split(1)).backward()

@@ -22,15 +22,16 @@ TEXTS = {
 CONSTANT = {"rate": 1e-2, "warm_up": 0.0, "least": 1.0}
 
 
-def learn(place: Path, start: Path | None, **changed: Any) -> Path:
+def learn(place: Path, start: Path | None, run: Run | None = None, **changed: Any) -> Path:
     """The snapshots of a training."""
     values = {
         "on": UPSTREAM, "begin": "scratch", "state": "fresh", "snapshots": (), "steps": 4, "rows": 2, "length": 16,
         "width": 16, "layers": 1, "exam_windows": 3, "along_windows": 2, **CONSTANT, **changed,
     }  # fmt: skip
     folder = place / "result"
-    folder.mkdir(parents=True)
-    _learn(Run(Budget.parse(f"{values['steps']}steps"), 7, place / "work"), folder, Streams(TEXTS), start, values)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = run or Run(Budget.parse(f"{values['steps']}steps"), 7, place / "work")
+    _learn(run, folder, Streams(TEXTS), start, values)
     return folder
 
 
@@ -75,6 +76,23 @@ def test_going_on_with_the_state_loaded_is_the_uninterrupted_run(
     elsewhere = learn(tmp_path / "elsewhere", whole, state="loaded", on=DOWNSTREAM, **kept)
     for other in (fresh, elsewhere):
         assert not torch.equal(weights(other, 4), weights(whole, 8))
+
+
+def test_killed_training_leaves_the_snapshots_and_the_curve_of_an_undisturbed_one(tmp_path: Path) -> None:
+    def stop(fraction: float, loss: float) -> None:
+        if fraction > 0.7:
+            raise KeyboardInterrupt
+
+    def run(place: str, **changed: Any) -> Run:
+        return Run(Budget.parse("4steps"), 7, tmp_path / place / "work", checkpoint_seconds=0.0, **changed)
+
+    undisturbed, resumed = run("undisturbed"), run("killed")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed", None, run("killed", progress=stop), snapshots=(2, 4))
+    folders = [learn(r.folder.parent, None, r, snapshots=(2, 4)) for r in (undisturbed, resumed)]
+    for step in (2, 4):
+        assert torch.equal(*(weights(folder, step) for folder in folders))
+    assert resumed.notes["along"] == undisturbed.notes["along"]
 
 
 def test_loaded_state_brings_no_rate_of_its_own(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ Both are computed in chunks of C tokens, with rows K, V, Q [C, d] and beta [C] o
 
 Only the last line is sequential, over L/C chunks: work O(L C d + L d^2), memory one state a chunk.
 
-Source: Yang et al. 2024, arXiv:2406.06484, sections 2 and 3; the layer as in the authors' flash-linear-attention.
+Source: Yang et al. 2024, arXiv:2406.06484; the layer as in the authors' flash-linear-attention.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class LinearAttention(nn.Module):
 class DeltaNet(LinearAttention):
     """DeltaNet: the delta rule with beta = sigmoid(W x), one for each head and token.
 
-    Source: Yang et al. 2024, arXiv:2406.06484, section 3.3, without the optional output gate.
+    Source: Yang et al. 2024, arXiv:2406.06484, without the optional output gate.
     Limits: as of LinearAttention.
     """
 

@@ -45,10 +45,10 @@ class RoutingAttention(nn.Module):
     Which tokens a cluster takes depends on the whole row, so a later token may change what an earlier one attends to,
     though it never adds what it holds: see `prefix_only`.
 
-    Source: Roy et al. 2021, arXiv:2003.05997, sections 4 and 5, with the counts of the authors' code (google-research).
+    Source: Roy et al. 2021, arXiv:2003.05997, with the counts of the authors' code (google-research).
     Departures: averages start as if each centroid had taken one vector, itself, where the code starts with sums but no
     counts; means over clusters are exact, where the code divides by the number + 0.01; logits have the factor
-    1 / sqrt(width), which the normalisation undoes in the code; window heads slide, where the code's are in blocks;
+    1 / sqrt(width), where the code has none after the normalisation; window heads slide, where the code's are in blocks;
     routing heads have no positions, which are optional in the code.
     Limits: packed documents compete for places in the clusters, though none attends to another.
 
@@ -130,6 +130,8 @@ class RoutingAttention(nn.Module):
         """
         rows, heads, clusters, length = scores.shape
         size = self._size(clusters, length)
+        # NaN is to reach the loss, not to break the table of places.
+        scores = scores.nan_to_num(0.0, math.inf, -math.inf)
         least = scores.topk(size, -1).values[..., -1:]
         above, equal = scores > least, scores == least
         taken = above | (equal & (equal.cumsum(-1) <= size - above.sum(-1, keepdim=True)))

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bakeoff import lm, registry
-from bakeoff.contest import Contest, Question, Setting
+from bakeoff.contest import Contest, Setting
 from bakeoff.errors import BakeoffError, DataError, ModelError, UsageError
 from bakeoff.lm.decoder import DecoderConfig
 from bakeoff.lm.load import read_config, read_tokenizer
@@ -48,6 +48,7 @@ from bakeoff.training.exam import (
     table_of_texts,
     text_digest,
 )
+from bakeoff.training.options import TrainingQuestion
 from bakeoff.training.run import Run
 
 _CHARACTERS_A_TOKEN = 3  # about, of English: what makes a piece of text in the exam about as long as a row
@@ -64,7 +65,7 @@ INSTABILITY = Metric(
 )  # fmt: skip
 
 
-class PretrainQuestion(Question):
+class PretrainQuestion(TrainingQuestion):
     """Which way of training from scratch makes the best model of this architecture, this text and this budget?"""
 
     architecture: str = Field(
@@ -79,11 +80,6 @@ class PretrainQuestion(Question):
     max_length: int | None = Field(
         None, ge=8, description="Tokens in a training row. Default: 256, or the architecture's positions."
     )
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a training step.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the computation in training; weights stay float32."
-    )
-    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto.")
     exam_items: int = Field(96, ge=2, description="Pieces of each text in the exam, at most; each is about a row long.")
 
 
@@ -143,14 +139,14 @@ class PretrainSetting(Setting):
         q = self.question
         return {
             "inputs": dict(self.origin), "exam": sorted(self.pieces), "exam_items": q.exam_items,
-            "max_length": self.data.length, "rows": self.data.rows, "dtype": q.dtype, "device": self.device.type,
+            "max_length": self.data.length, "rows": self.data.rows, **q.training(), "device": self.device.type,
         }  # fmt: skip
 
     def lacks(self, method: Method) -> str | None:
         return None
 
     def surroundings(self) -> dict[str, Any]:
-        return {"device": self.device, "dtype": getattr(torch, self.question.dtype)}
+        return self.question.surroundings(self.device)
 
     def random(self, seed: int) -> PreTrainedModel:
         """The model with the random weights of a seed; the last one asked for is kept."""
@@ -277,7 +273,7 @@ def open_pretrain(question: PretrainQuestion) -> PretrainSetting:
             "give longer text or a smaller --max-length."
         )
     pieces = {name: _pieces(examples, tokenizer, length) for name, examples in parts.items()}
-    data = PretrainData(tokens, pieces.pop("validation"), tokenizer, question.per_device_train_batch_size, length)
+    data = PretrainData(tokens, pieces.pop("validation"), tokenizer, question.rows, length)
     written = config.to_dict()
     for name in ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"):
         written.pop(name, None)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bakeoff import lm
-from bakeoff.contest import Contest, Question, Setting
+from bakeoff.contest import Contest, Setting
 from bakeoff.errors import DataError, ModelError, UsageError
 from bakeoff.lm.score import TokenStatistics, token_statistics
 from bakeoff.lm.tiny import tiny, tiny_tokenizer
@@ -27,7 +27,7 @@ from bakeoff.metric import Measured, Metric
 from bakeoff.text import encode, read
 from bakeoff.text.read import Example
 from bakeoff.text.tokenise import Item
-from bakeoff.training.batches import Shuffled
+from bakeoff.training.batches import Shuffled, pack
 from bakeoff.training.exam import (
     chosen,
     device_named,
@@ -39,6 +39,7 @@ from bakeoff.training.exam import (
     table_of_texts,
     text_digest,
 )
+from bakeoff.training.options import TrainingQuestion
 from bakeoff.training.run import Run
 
 _BINS = 15
@@ -67,7 +68,7 @@ IN_CONTEXT_GAIN = Metric(
 )  # fmt: skip
 
 
-class TuneQuestion(Question):
+class TuneQuestion(TrainingQuestion):
     """Which way of fine-tuning this model on this text gains most, breaks least, costs least?"""
 
     model: str = Field(description="Model folder, hub id, or 'reference' for the packaged model.")
@@ -82,11 +83,9 @@ class TuneQuestion(Question):
     max_length: int | None = Field(
         None, ge=8, description="Tokens in a training row. Default: 256, or the model's limit."
     )
-    per_device_train_batch_size: int = Field(8, ge=1, description="Rows in a training step.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the computation in training; weights stay float32."
+    packing: bool = Field(
+        False, description="Put short rows together into rows of --max-length; no row sees another one's tokens."
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto.")
     exam_items: int = Field(96, ge=2, description="Rows of each text in the exam, at most.")
 
 
@@ -129,7 +128,7 @@ class TuneSetting(Setting):
         q = self.question
         return {
             "inputs": dict(self.origin), "exam": sorted(self.exam_rows), "exam_items": q.exam_items,
-            "max_length": q.max_length, "rows": self.data.rows, "dtype": q.dtype, "device": str(self.model.device.type),
+            "max_length": q.max_length, "rows": self.data.rows, "packing": q.packing, **q.training(), "device": str(self.model.device.type),
         }  # fmt: skip
 
     def lacks(self, method: Method) -> str | None:
@@ -138,7 +137,7 @@ class TuneSetting(Setting):
         return None
 
     def surroundings(self) -> dict[str, Any]:
-        return {"device": self.model.device, "dtype": getattr(torch, self.question.dtype)}
+        return self.question.surroundings(self.model.device)
 
     def perform(self, method: Method, arguments: Mapping[str, Any], run: Run) -> Any:
         return method(self.model, self.data, run, **arguments)
@@ -236,12 +235,14 @@ def open_tune(question: TuneQuestion) -> TuneSetting:
         if not made.items:
             raise DataError(f"The {name} text has no row with a token to predict: give longer text.")
     items = {name: made.items for name, made in encoded.items()}
+    if question.packing:
+        items |= {name: pack(items[name], question.max_length) for name in ("train", "keep") if name in items}
     data = TuneData(
         items.pop("train"),
         items.pop("keep", None),
         items.pop("validation"),
         tokenizer,
-        question.per_device_train_batch_size,
+        question.rows,
     )
     exam = {name: chosen(items[name], question.exam_items) for name in ("target", "kept", *texts) if name in items}
     return TuneSetting(question, model, data, exam, origin, {n: e.truncated for n, e in encoded.items() if e.truncated})
