@@ -7,6 +7,7 @@ its own part, and read as wholes, so that another number of processes can go on.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import warnings
@@ -75,7 +76,8 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> None:
             (new / "tensors.safetensors").write_bytes(blob)
             if spread:
                 part.rename(new / _SPREAD)
-            digests = {str(p.relative_to(new)): files.digest(p) for p in sorted(new.rglob("*")) if p.is_file()}
+            digests = {f"{_SPREAD}/{p.name}": files.digest(p) for p in sorted((new / _SPREAD).glob("*"))}
+            digests["tensors.safetensors"] = hashlib.sha256(blob).hexdigest()
             (new / "state.json").write_text(json.dumps({"sha256": digests, "spread": shapes, "state": packed}))
         if _whole(place) is None:
             raise StoreError(f"The checkpoint {place} cannot be read back as written: check the disk.")
