@@ -314,6 +314,13 @@ def test_chunked_cross_entropy_is_the_plain_one(chunk: int, frozen: str) -> None
         assert torch.allclose(ours, plain, atol=1e-12)
 
 
+def test_the_chunked_loss_of_hopeless_tokens_is_finite() -> None:
+    hidden = torch.tensor([[200.0], [1.0]], requires_grad=True)
+    weight, labels = torch.tensor([[1.0], [-1.0]], requires_grad=True), torch.tensor([1, 0])
+    loss = linear_cross_entropy(hidden, weight, labels)
+    assert loss.item() == pytest.approx((400 + math.log1p(math.exp(-2))) / 2)  # -log of softmax(200, -200) and (1, -1)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_every_family_is_that_of_its_logits(family: str) -> None:
     model, batch = still(tiny(family)).train(), collate(rows(4))

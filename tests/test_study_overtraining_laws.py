@@ -29,7 +29,7 @@ def test_laws_foretell_points_that_follow_them() -> None:
     second = [point(n, 160 * n, law, chance) for n in sizes[:3]]
     fitted = [*level, point(4000, 320 * 4000, law, chance)]
     aims = [point(32000, 160 * 32000, law, chance), point(64000, 20 * 64000, law, chance)]
-    found = study.foretell(level, fitted, fitted, second, aims)
+    found = study.foretell(level, fitted, second, aims)
     for place, aim in enumerate(aims):
         assert found.loss[:, place] == pytest.approx(aim.by_seed("test_loss"), rel=1e-5)
         assert found.error[:, place] == pytest.approx(aim.by_seed("error"), rel=1e-4)
@@ -47,7 +47,7 @@ def test_slopes_that_differ_are_seen() -> None:
     level = [point(n, 20 * n, law, chance) for n in sizes]
     bent = [point(n, 20 * 4000 * (n / 4000) ** 3, law, chance) for n in sizes]
     fitted = [*level, point(4000, 320 * 4000, law, chance)]
-    assert (np.abs(study.foretell(level, fitted, fitted, bent, level[:1]).slopes) > 0.1).all()
+    assert (np.abs(study.foretell(level, fitted, bent, level[:1]).slopes) > 0.1).all()
 
 
 def test_choices_hold_each_context_with_four_continuations() -> None:

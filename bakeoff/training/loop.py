@@ -106,10 +106,12 @@ class Loop:
         ):
             while True:
                 self._agree_on_time()
-                batch = self.batches(self.step)
                 spent = run.meter.spent(unit) - self.share_begin
+                if spent + (unit == "steps") > self.share_size + 1e-9 or spent >= self.share_size:
+                    break
+                batch = self.batches(self.step)
                 cost = {"steps": 1, "tokens": batch.tokens, "seconds": 0}[unit]
-                if spent + cost > self.share_size + 1e-9 or spent >= self.share_size:
+                if spent + cost > self.share_size + 1e-9:
                     break
                 if self.step == 0:
                     self.micro_rows = self._fitting(batch)
@@ -142,7 +144,8 @@ class Loop:
                 "A training batch has no token to learn: give completions that are not cut off by --max-length."
             )
         with FlopCounterMode(display=False) if self.step == 0 else _nothing() as counter:
-            value = self._gradients(batch)
+            with quick_attention(self.sharing.model, run.dtype, batch.input_ids.shape[1]):
+                value = self._gradients(batch)
         if counter is not None:
             self.flops_per_token = self.sharing.total(counter.get_total_flops()) / batch.tokens
         norm = self._mask_and_clip()
@@ -251,9 +254,6 @@ class Loop:
         left = {"steps": self.share_size, "tokens": self.share_size / batch.tokens}.get(budget.unit)
         flops = None if left is None else left * self.flops_per_token * batch.tokens
         return worth_compiling(self.model, self.batches, flops, self.share_size)
-
-    def _length(self) -> int:
-        return int(self.batches(self.step).input_ids.shape[1])
 
     def _agree_on_time(self) -> None:
         if self.run.budget.unit == "seconds":

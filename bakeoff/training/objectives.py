@@ -14,6 +14,8 @@ from bakeoff.training.batches import IGNORED, Batch
 _CHUNK = 1 << 23
 """Logits that exist at once in `cross_entropy`."""
 
+_TINY = 1e-30
+
 
 class Objective(Protocol):
     """A mean loss over the batch's labelled tokens. It may draw from torch's global generator, which the loop seeds."""
@@ -72,6 +74,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: 
     return loss
 
 
+def _log_likelihood(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Summed, also where a probability is too small for a number of its own."""
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), 1).gather(1, wanted).sum()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
@@ -87,11 +94,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), device=hidden.device, dtype=torch.promote_types(dtype, torch.float32))
             for begin in range(0, count, chunk):
                 states, wanted = hidden[begin : begin + chunk].to(dtype), labels[begin : begin + chunk, None]
-                share = torch.log_softmax(states @ matrix.T, 1, dtype=total.dtype)
-                total -= share.gather(1, wanted).sum()
+                logits = states @ matrix.T
+                share = torch.softmax(logits, 1, dtype=total.dtype)
+                likely = share.gather(1, wanted)
+                total -= likely.log().sum() if bool(likely.min() > _TINY) else _log_likelihood(logits, wanted)
                 if hidden_gradient is None and weight_gradient is None:
                     continue
-                share.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=share.dtype))
+                share.scatter_(1, wanted, likely - 1)
                 share = share.div_(count).to(dtype)
                 if hidden_gradient is not None:
                     hidden_gradient[begin : begin + chunk] = share @ matrix
