@@ -143,9 +143,12 @@ class Loop:
             raise UsageError(
                 "A training batch has no token to learn: give completions that are not cut off by --max-length."
             )
-        with FlopCounterMode(display=False) if self.step == 0 else _nothing() as counter:
-            with quick_attention(self.sharing.model, run.dtype, batch.input_ids.shape[1]):
-                value = self._gradients(batch)
+        length = batch.input_ids.shape[1]
+        with (
+            FlopCounterMode(display=False) if self.step == 0 else _nothing() as counter,
+            quick_attention(self.sharing.model, self.run.dtype, length),
+        ):
+            value = self._gradients(batch)
         if counter is not None:
             self.flops_per_token = self.sharing.total(counter.get_total_flops()) / batch.tokens
         norm = self._mask_and_clip()
