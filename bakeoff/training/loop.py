@@ -100,10 +100,7 @@ class Loop:
         last_saved = time.monotonic()
         trunk_and_head(self.model)
         self.sharing.model.train()
-        with (
-            quick_attention(self.sharing.model, run.dtype, self._length()),
-            compiled(self.sharing.model) as compile_now,
-        ):
+        with compiled(self.sharing.model) as compile_now:
             while True:
                 self._agree_on_time()
                 spent = run.meter.spent(unit) - self.share_begin
