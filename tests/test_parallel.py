@@ -17,6 +17,8 @@ import pytest
 from bakeoff.errors import UsageError
 from bakeoff.training import parallel
 
+pytest_plugins = ["helpers"]
+
 PROCESSES = 2
 KINDS = ("data", "fsdp", "tensor")
 
@@ -119,3 +121,32 @@ def test_the_launchers_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "4")
     with pytest.raises(UsageError, match="size 4 is not the number of processes, 2"):
         parallel.kind()
+
+
+def test_a_launcher_with_too_few_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "PATIENCE", 1.0)
+    with pytest.raises(
+        UsageError, match="2 processes of the launcher did not all come within 1 seconds .* --num_processes"
+    ):
+        parallel.join()
+
+
+def test_commands_run_together_say_and_write_once(tmp_path: Path, material: Any) -> None:
+    out, store = tmp_path / "out", material.store(tmp_path / "store")
+    words = material.compare(store, out, methods=("full",))
+    done = launched(tmp_path, "-m", "bakeoff", *words)
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert "Winner" in done[0].stdout or "No method" in done[0].stdout or "Results:" in done[0].stdout
+    assert done[1].stdout == ""
+    results = json.loads((out / "results.json").read_text())
+    assert {trial["status"] for trial in results["trials"]} == {"done"}
+    assert results["environment"]["processes"] == PROCESSES
+    again = launched(tmp_path, "-m", "bakeoff", "compare", "tune", "none-such", *words[3:])
+    assert [process.returncode for process in again] == [2, 2]
+    assert again[0].stderr.count("bakeoff: ") == 1
+    assert again[1].stderr == ""

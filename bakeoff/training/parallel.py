@@ -10,12 +10,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 from bakeoff.errors import UsageError
 
 T = TypeVar("T")
 Kind = Literal["alone", "data", "fsdp", "tensor"]
+PATIENCE = 120.0
+"""Seconds that a process waits for the others to come."""
+
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
@@ -62,14 +66,20 @@ def join() -> None:
 
     if dist.is_initialized():
         return
-    from accelerate import PartialState
+    import torch
 
+    on_device = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    if on_device:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true" or not _has_device())
+        store, number, count = next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=PATIENCE))))
+        backend = "cpu:gloo,cuda:nccl" if on_device else "gloo"
+        # One process may examine a model for long while the others wait.
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timedelta(days=1))
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"The {processes()} processes of the launcher do not meet ({str(error).splitlines()[0]}): check --num_processes, "
-            "--main_process_ip and --main_process_port."
+            f"The {processes()} processes of the launcher did not all come within {PATIENCE:g} seconds "
+            f"({type(error).__name__}): check --num_processes, --main_process_ip and --main_process_port."
         ) from None
 
 
@@ -132,9 +142,3 @@ def gathered(value: T) -> list[T]:
     holder: list[Any] = [None] * processes()
     dist.all_gather_object(holder, value)
     return holder
-
-
-def _has_device() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

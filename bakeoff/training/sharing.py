@@ -97,7 +97,7 @@ class Sharing:
             return value
         import torch.distributed as dist
 
-        held = torch.tensor(value, dtype=torch.float64, device="cpu" if dist.get_backend() == "gloo" else "cuda")
+        held = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(held)
         return float(held)
 
