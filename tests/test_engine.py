@@ -335,6 +335,23 @@ def test_the_loss_of_every_family_is_that_of_its_logits(family: str) -> None:
         assert (a is None and b is None) or torch.allclose(a, b, atol=1e-6), name
 
 
+def test_adapters_learn_by_the_chunked_loss_unless_the_head_has_one() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    batch = collate(rows(4))
+    for targets, direct in ((["q_proj"], True), (["q_proj", "lm_head"], False)):
+        model = get_peft_model(tiny("llama"), LoraConfig(target_modules=targets, init_lora_weights=False)).train()
+        assert bool(trunk_and_head(model)) is direct
+        names, learning = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad], strict=True)
+        ours, plain = (
+            torch.autograd.grad(loss, learning) for loss in (cross_entropy(model, batch, 0), plain_loss(model, batch))
+        )
+        for name, one, other in zip(names, ours, plain, strict=True):
+            assert torch.allclose(one, other, atol=1e-6), name
+    prompted = get_peft_model(tiny("llama"), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    assert trunk_and_head(prompted) is None
+
+
 def test_logits_that_are_changed_after_the_head_are_not_cut_short() -> None:
     model, batch = tiny("llama").train(), collate(rows(4))
     half = model.lm_head.register_forward_hook(lambda module, args, output: output * 0.5)

@@ -126,11 +126,12 @@ _known: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     """The model without its head, and the head, where the logits are nothing but the one's hidden states times the other."""
-    trunk = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft puts its adapters inside
+    trunk = getattr(inner, getattr(inner, "base_model_prefix", "") or "-", None)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if not isinstance(trunk, nn.Module) or type(head) is not nn.Linear or head.bias is not None:
         return None
-    if head._forward_hooks or head._forward_pre_hooks or model._forward_hooks or model._forward_pre_hooks:
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (head, inner, model)):
         return None
     if model not in _known:
         _known[model] = _is_product(model, trunk, head)
@@ -147,7 +148,8 @@ def _is_product(model: nn.Module, trunk: nn.Module, head: nn.Linear) -> bool:
         with torch.autocast(kind, enabled=False):
             output: Any = model(input_ids=probe, use_cache=False)
             hidden = trunk(input_ids=probe, use_cache=False).last_hidden_state
-            same = torch.allclose(head(hidden), output.logits, rtol=1e-4, atol=1e-5)
+            made = head(hidden)
+            same = made.shape == output.logits.shape and torch.allclose(made, output.logits, rtol=1e-4, atol=1e-5)
         return (
             bool(same) and getattr(output, "auxiliary_loss", None) is None and getattr(output, "aux_loss", None) is None
         )
