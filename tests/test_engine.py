@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from bakeoff import lm, registry
 from bakeoff.budget import Budget
@@ -475,6 +476,9 @@ def test_a_compiled_training_is_the_same_but_for_rounding(tmp_path: Path) -> Non
         losses[choice] = [loss for *_, loss in run.curve]
         assert model.model._compiled_call_impl is None
     assert losses["always"] == pytest.approx(losses["never"], abs=1e-3)
+    graphs = counters["stats"]["unique_graphs"]
+    run_in(tmp_path / "another", compile="always").train(tiny("llama", 1), windows, learning_rate=1e-2)
+    assert graphs == counters["stats"]["unique_graphs"] > 0, "another trial's model is compiled anew"
 
 
 def test_windows_cover_the_text_once_a_pass() -> None:
