@@ -524,10 +524,10 @@ def studies(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'study':18} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} stale")
+    print(f"{'study':20} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} stale")
     for row in rows:
         known = [row[name] or "-" for name in ("slug", "verdict", "scale", "seeds", "date")]
-        print("{:18} {:10} {:7} {:>5} {:10}".format(*known), "yes" if row["stale"] else "no")
+        print("{:20} {:10} {:7} {:>5} {:10}".format(*known), "yes" if row["stale"] else "no")
 
 
 @app.command()

@@ -99,6 +99,7 @@ class Loop:
         run, unit = self.run, self.run.budget.unit
         last_saved = time.monotonic()
         trunk_and_head(self.model)
+        run.tick()
         self.sharing.model.train()
         with compiled(self.sharing.model) as compile_now:
             while True:
