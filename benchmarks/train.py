@@ -2,8 +2,8 @@
 
 Both sides have the same model, text, batch, precision, optimizer and allocator setting, and what both mask is equal: TRL's
 'wrapped' packing cuts one stream of text, as our windows do; its default packing keeps documents apart, as ours does. Every
-contender takes `--steps` steps in turn, `--repeats` times, in one process; a contender's speed is the median. The first
-turn of each, which warms caches up and compiles, is not counted.
+contender takes `--steps` steps in turn, `--repeats` times, in one process; a contender's speed is the median. The first step
+of every turn, and what comes before and after the steps, is not counted, nor is each one's first turn, which compiles.
 
 Besides: how much of the rate of bare matrix products at the same shapes a step reaches; where its time goes; and the peak
 memory of the loss at a vocabulary of 128k, chunked and whole.
@@ -36,7 +36,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 from torch import nn
 from torch.profiler import profile
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from bakeoff.budget import Budget
 from bakeoff.lm.decoder import DecoderConfig, DecoderForCausalLM
@@ -46,7 +54,8 @@ from bakeoff.training.run import Run
 
 VOCABULARY = 4096
 RATE = 1e-3
-Work = Callable[[int], None]
+Work = Callable[[int], float]
+"""Takes so many steps and says how long all but the first took, in seconds: preparations count for nobody."""
 
 
 def llama(width: int, layers: int, length: int) -> nn.Module:
@@ -81,9 +90,11 @@ def bare(model: nn.Module, rows: int, length: int, dtype: torch.dtype) -> Work:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     batches = Windows(text(rows, length), rows, length, 0)
 
-    def work(steps: int) -> None:
+    def work(steps: int) -> float:
         model.train()
         for step in range(steps):
+            if step == 1:
+                begin = time.perf_counter()
             ids = batches(step).input_ids
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 loss = model(input_ids=ids, labels=ids).loss
@@ -92,17 +103,19 @@ def bare(model: nn.Module, rows: int, length: int, dtype: torch.dtype) -> Work:
             optimizer.step()
             optimizer.zero_grad()
             loss.item()
+        return time.perf_counter() - begin
 
     return work
 
 
 def ours(model: nn.Module, batches: Batches, dtype: torch.dtype, compile: str = "never") -> Work:
-    def work(steps: int) -> None:
+    def work(steps: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(
                 Budget.parse(f"{steps}steps"), 0, Path(folder), dtype=dtype, checkpoint_seconds=1e9, compile=compile
             )
             run.train(model, batches, learning_rate=RATE)
+        return sum(run.step_seconds[1:])
 
     return work
 
@@ -123,13 +136,15 @@ def trainer(model: nn.Module, rows: int, length: int, dtype: torch.dtype) -> Wor
     whole = text(rows, length).view(-1, length)
     data = [{"input_ids": row, "labels": row} for row in whole]
 
-    def work(steps: int) -> None:
+    def work(steps: int) -> float:
+        seen = Steps()
         with _quiet_folder() as folder:
             arguments = TrainingArguments(
                 folder, max_steps=steps, per_device_train_batch_size=rows, learning_rate=RATE, bf16=dtype == torch.bfloat16,
                 use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, weight_decay=0.0,
             )  # fmt: skip
-            Trainer(model=model, args=arguments, train_dataset=data).train()
+            Trainer(model=model, args=arguments, train_dataset=data, callbacks=[seen]).train()
+        return seen.seconds()
 
     return work
 
@@ -146,7 +161,8 @@ def sft(model: nn.Module, rows: int, length: int, dtype: torch.dtype, strategy: 
     tokenizer.pad_token = tokenizer.eos_token = "t0"
     data = Dataset.from_dict({"input_ids": documents(64 * rows, length)})
 
-    def work(steps: int) -> None:
+    def work(steps: int) -> float:
+        seen = Steps()
         with _quiet_folder() as folder:
             arguments = SFTConfig(
                 folder, max_steps=steps, per_device_train_batch_size=rows, learning_rate=RATE, bf16=dtype == torch.bfloat16,
@@ -154,9 +170,11 @@ def sft(model: nn.Module, rows: int, length: int, dtype: torch.dtype, strategy: 
                 packing=True, packing_strategy=strategy, max_length=length, gradient_checkpointing=False,
                 dataset_kwargs={"skip_prepare_dataset": False},
             )  # fmt: skip
-            made = SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
-            clock.start()
+            made = SFTTrainer(
+                model=model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[seen]
+            )
             made.train()
+        return seen.seconds()
 
     return work
 
@@ -171,17 +189,17 @@ def _quiet_folder() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class Clock:
-    """Seconds from the start, or from where a contender says that its preparations are over."""
+class Steps(TrainerCallback):
+    """When a Trainer's steps ended."""
 
-    def start(self) -> None:
-        self.begin = time.perf_counter()
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
 
     def seconds(self) -> float:
-        return time.perf_counter() - self.begin
-
-
-clock = Clock()
+        return self.ends[-1] - self.ends[0]
 
 
 def race(contenders: dict[str, Work], tokens: dict[str, float], steps: int, repeats: int) -> dict[str, float]:
@@ -189,11 +207,10 @@ def race(contenders: dict[str, Work], tokens: dict[str, float], steps: int, repe
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name in sorted(contenders, reverse=repeat % 2 == 1):
-            clock.start()
-            contenders[name](steps)
+            seconds = contenders[name](steps)
             if repeat:
-                taken[name].append(clock.seconds())
-    return {name: steps * tokens[name] / statistics.median(times) for name, times in taken.items()}
+                taken[name].append(seconds)
+    return {name: (steps - 1) * tokens[name] / statistics.median(times) for name, times in taken.items()}
 
 
 def product_rate(width: int, rows: int, length: int, dtype: torch.dtype) -> float:
