@@ -24,6 +24,7 @@ from bakeoff.training.run import Run
 
 FAMILIES = ("llama", "gpt2", "decoder")
 STEPS = 6
+UNEVEN = {"step_rows": 5, "accumulation": 3}  # two processes have 2 and 3 rows, two of them at a time
 
 
 def rows() -> list[Item]:
@@ -45,12 +46,14 @@ def adam(parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.op
 
 
 def train(folder: Path, family: str, budget: str = f"{STEPS}steps", **more: Any) -> tuple[Run, torch.nn.Module]:
-    run = Run(Budget.parse(budget), 0, folder, checkpoint_seconds=more.pop("checkpoint_seconds", 1e9))
+    run = Run(
+        Budget.parse(budget), 0, folder, checkpoint_seconds=1e9, gradient_accumulation_steps=more.pop("accumulation", 1)
+    )
     model = tiny(family)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    run.train(model, Shuffled(rows(), 4, 0), learning_rate=1e-2, optimizer=adam, **more)
+    run.train(model, Shuffled(rows(), more.pop("step_rows", 4), 0), learning_rate=1e-2, optimizer=adam, **more)
     return run, model
 
 
@@ -104,6 +107,7 @@ def main(folder: Path) -> None:
     results["masked"] = told(*train(folder / "masked", "llama", parameters=masks()))
     for name in kinds["fsdp"]:
         del os.environ[name]
+    results["uneven"] = told(*train(folder / "uneven", "llama", **UNEVEN))
     try:
         Run(Budget.parse("2steps"), 0, folder / "few").train(tiny("llama"), Shuffled(rows(), 1, 0), learning_rate=1e-2)
     except BakeoffError as error:

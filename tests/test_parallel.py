@@ -63,6 +63,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     found["masked"] = parallel_worker.told(
         *parallel_worker.train(place / "masked", "llama", parameters=parallel_worker.masks())
     )
+    found["uneven"] = parallel_worker.told(*parallel_worker.train(place / "uneven", "llama", **parallel_worker.UNEVEN))
     return found
 
 
@@ -77,6 +78,10 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_equal_one(kind: str, family: str, together: Any, single: Any) -> None:
     same(together[1][f"{kind} {family}"], single[family])
+
+
+def test_parts_of_differing_size_take_equally_many_turns(together: Any, single: Any) -> None:
+    same(together[1]["uneven"], single["uneven"])
 
 
 def test_work_is_counted_once(together: Any, single: Any) -> None:

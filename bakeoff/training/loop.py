@@ -137,7 +137,8 @@ class Loop:
             self.before_step(self.step)
         for group in self.made.param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(fraction)
-        if not labelled(batch):
+        total = labelled(batch)
+        if not total:
             raise UsageError(
                 "A training batch has no token to learn: give completions that are not cut off by --max-length."
             )
@@ -146,7 +147,7 @@ class Loop:
             FlopCounterMode(display=False) if self.step == 0 else _nothing() as counter,
             quick_attention(self.sharing.model, self.run.dtype, length),
         ):
-            value = self._gradients(batch)
+            value = self._gradients(batch, total)
         if counter is not None:
             self.flops_per_token = self.sharing.total(counter.get_total_flops()) / batch.tokens
         norm = self._mask_and_clip()
@@ -166,30 +167,34 @@ class Loop:
         run.curve.append((run.meter.steps, run.meter.tokens, value))
         run.progress(run.fraction, value)
 
-    def _gradients(self, batch: Batch) -> float:
-        """The mean loss of the batch, with its gradients in place, as many rows at a time as memory allows."""
-        part, total, state = self.sharing.part(batch), labelled(batch), torch.get_rng_state()
+    def _gradients(self, batch: Batch, total: int) -> float:
+        """The mean loss over the batch's `total` labels, gradients in place, as many rows at a time as memory allows."""
+        part, state = self.sharing.part(batch), torch.get_rng_state()
         while True:
             try:
                 self.made.zero_grad(set_to_none=True)
-                return self.sharing.total(self._accumulate(part, total))
+                return self.sharing.total(self._accumulate(part, total, self.sharing.largest(batch)))
             except RuntimeError as error:
-                if not capacity.is_out_of_memory(error) or self.micro_rows == 1:
-                    raise
+                if not capacity.is_out_of_memory(error) or self.micro_rows == 1 or self.sharing.kind != "alone":
+                    raise  # other processes are in the middle of this step and could not begin it anew
                 self.made.zero_grad(set_to_none=True)
                 torch.set_rng_state(state)
                 self.micro_rows = (self.micro_rows + 1) // 2
                 self._tell_micro_rows()
 
-    def _accumulate(self, part: Batch, total: int) -> float:
+    def _accumulate(self, part: Batch, total: int, largest: int) -> float:
+        """Every process takes as many turns as the one with the `largest` part, since they meet in each of them."""
         summed = 0.0
-        for begin in range(0, len(part.input_ids), self.micro_rows):
-            micro = part.rows(begin, begin + self.micro_rows).to(self.run.device)
+        for begin in range(0, largest, self.micro_rows):
+            begin = min(begin, len(part.input_ids))
+            micro = part.rows(begin, begin + self.micro_rows)
             count = labelled(micro)
             if not count:
                 if self.sharing.replicas == 1:
                     continue
+                micro = part.rows(0, 1)
                 micro = Batch(micro.input_ids, micro.input_ids, micro.tokens, micro.documents, micro.where)
+            micro = micro.to(self.run.device)
             with packed(micro.documents), self.run.autocast():
                 loss = self.sharing.loss(self.sharing.model, micro, self.step)
             weight = count / total
@@ -226,7 +231,7 @@ class Loop:
 
     def _fitting(self, batch: Batch) -> int:
         asked = -(-len(batch.input_ids) // self.run.gradient_accumulation_steps)
-        asked = min(asked, len(self.sharing.part(batch).input_ids))
+        asked = min(asked, self.sharing.largest(batch))
         if self.sharing.kind != "alone":
             return asked
 

@@ -91,6 +91,10 @@ class Sharing:
         begin, end = (rows * (parallel.rank() + i) // self.replicas for i in (0, 1))
         return batch.rows(begin, end)
 
+    def largest(self, batch: Batch) -> int:
+        """The most rows of a batch that a process learns from."""
+        return -(-len(batch.input_ids) // self.replicas)
+
     def total(self, value: float) -> float:
         """The sum over the processes that average gradients."""
         if self.replicas == 1:
