@@ -131,6 +131,15 @@ def documents(count: int, longest: int) -> list[list[int]]:
     return [torch.randint(0, VOCABULARY, (size,), generator=draw).tolist() for size in sizes]
 
 
+def peers_arguments(steps: int, rows: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What both Trainers are told, so that they do what our loop does and nothing besides."""
+    return {
+        "max_steps": steps, "per_device_train_batch_size": rows, "learning_rate": RATE, "bf16": dtype == torch.bfloat16,
+        "use_cpu": True, "report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+        "weight_decay": 0.0,
+    }  # fmt: skip
+
+
 def trainer(model: nn.Module, rows: int, length: int, dtype: torch.dtype) -> Work:
     """transformers' Trainer on the same windows."""
     whole = text(rows, length).view(-1, length)
@@ -139,10 +148,7 @@ def trainer(model: nn.Module, rows: int, length: int, dtype: torch.dtype) -> Wor
     def work(steps: int) -> float:
         seen = Steps()
         with _quiet_folder() as folder:
-            arguments = TrainingArguments(
-                folder, max_steps=steps, per_device_train_batch_size=rows, learning_rate=RATE, bf16=dtype == torch.bfloat16,
-                use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, weight_decay=0.0,
-            )  # fmt: skip
+            arguments = TrainingArguments(folder, **peers_arguments(steps, rows, dtype))
             Trainer(model=model, args=arguments, train_dataset=data, callbacks=[seen]).train()
         return seen.seconds()
 
@@ -165,10 +171,8 @@ def sft(model: nn.Module, rows: int, length: int, dtype: torch.dtype, strategy: 
         seen = Steps()
         with _quiet_folder() as folder:
             arguments = SFTConfig(
-                folder, max_steps=steps, per_device_train_batch_size=rows, learning_rate=RATE, bf16=dtype == torch.bfloat16,
-                use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, weight_decay=0.0,
-                packing=True, packing_strategy=strategy, max_length=length, gradient_checkpointing=False,
-                dataset_kwargs={"skip_prepare_dataset": False},
+                folder, packing=True, packing_strategy=strategy, max_length=length, gradient_checkpointing=False,
+                dataset_kwargs={"skip_prepare_dataset": False}, **peers_arguments(steps, rows, dtype),
             )  # fmt: skip
             made = SFTTrainer(
                 model=model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[seen]
