@@ -112,6 +112,7 @@ class Lab:
     expectations: list[dict[str, Any]] = field(default_factory=list)
     arms: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def corpus(name: str) -> Path:
@@ -277,6 +278,14 @@ class Lab:
         )  # fmt: skip
         return outcome
 
+    def curve(self, title: str, x: str, y: str, lines: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+        """A drawing of the record: for each line, by its label, the values of all seeds at every x; `x` and `y` name the axes."""
+        drawn = {
+            label: [[float(at), *map(float, values)] for at, values in sorted(line.items())]
+            for label, line in lines.items()
+        }
+        self.curves.append({"title": title, "x": x, "y": y, "lines": drawn})
+
     def _arm(self, label: str, metrics: Sequence[Metric], records: Any, arrays: Any, results: Any) -> Arm:
         arm = Arm(label, metrics, records, arrays, results)
         self.arms[label] = {name: arm.mean(name) for name in arrays}
@@ -325,7 +334,7 @@ def run(
         "slug": slug, "claim": chosen.claim, "source": chosen.source, "expectation": chosen.expectation,
         "verdict": verdict if len(seeds) >= 3 else "undecided", "scale": scale, "seeds": list(seeds),
         "date": began.date().isoformat(), "seconds": (datetime.datetime.now(datetime.UTC) - began).total_seconds(),
-        "conditions": values, "expectations": lab.expectations, "arms": lab.arms, "notes": lab.notes,
+        "conditions": values, "expectations": lab.expectations, "arms": lab.arms, "notes": lab.notes, "curves": lab.curves,
         "code_hash": chosen.code_hash, "environment": environment(),
     }  # fmt: skip
     store.put("studies", f"{slug}-{scale}-{seed_base}", record)

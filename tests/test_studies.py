@@ -51,7 +51,7 @@ def test_smoke_scale_gives_a_record(slug: str, tmp_path: Path, monkeypatch: pyte
     verdict = study.run(slug, "smoke", store=store)
     assert set(verdict) == {
         "slug", "claim", "source", "expectation", "verdict", "scale", "seeds", "date", "seconds", "conditions",
-        "expectations", "arms", "notes", "code_hash", "environment",
+        "expectations", "arms", "notes", "curves", "code_hash", "environment",
     }  # fmt: skip
     assert (verdict["slug"], verdict["scale"], verdict["verdict"]) == (slug, "smoke", "undecided")
     assert verdict["expectations"]
@@ -62,6 +62,11 @@ def test_smoke_scale_gives_a_record(slug: str, tmp_path: Path, monkeypatch: pyte
         assert len(expected["per_seed"]) == len(verdict["seeds"])
     assert len(verdict["arms"]) > 1
     assert all(math.isfinite(value) for values in verdict["arms"].values() for value in values.values())
+    for curve in verdict["curves"]:
+        assert curve["lines"]
+        for points in curve["lines"].values():
+            assert points
+            assert all(len(point) == 1 + len(verdict["seeds"]) and all(map(math.isfinite, point)) for point in points)
     stored = store.get("studies", f"{slug}-smoke-0")
     assert stored
     assert stored["arms"] == verdict["arms"]

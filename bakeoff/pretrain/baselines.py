@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from bakeoff import lm
 from bakeoff.method import Range
 from bakeoff.pretrain.contest import PretrainData, pretrain
+from bakeoff.training.optimizers import matrices_decay
 from bakeoff.training.run import Run
 from bakeoff.training.schedules import Schedule, cosine
 
@@ -74,16 +74,11 @@ def wsd(
 def _trained(
     model: PreTrainedModel, data: PretrainData, run: Run, learning_rate: float, weight_decay: float, schedule: Schedule
 ) -> nn.Module:
-    def optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-        matrices, others = ([p for p in parameters if (p.ndim >= 2) == chosen] for chosen in (True, False))
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95))
-
     return run.train(
         lm.clone(model),
         data.batches(run),
         learning_rate=learning_rate,
-        optimizer=optimizer,
+        optimizer=matrices_decay(weight_decay),
         schedule=schedule,
         clip=1.0,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -31,7 +31,7 @@ class Batch:
 
     `documents`, of the same shape, numbers the documents of each row where several are packed into it: no token then sees
     one of another document, and positions begin anew with each. Absent where a row is one document. `where` says where
-    each row came from, if that is known.
+    each row came from, if that is known. `extra` is what else an objective reads, each tensor of as many rows.
     """
 
     input_ids: Tensor
@@ -39,10 +39,12 @@ class Batch:
     tokens: int
     documents: Tensor | None = None
     where: tuple[str, ...] = ()
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         documents = None if self.documents is None else self.documents.to(device)
-        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens, documents, self.where)
+        extra = {name: value.to(device) for name, value in self.extra.items()}
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.tokens, documents, self.where, extra)
 
     def rows(self, begin: int, end: int) -> Batch:
         """The rows from `begin` to before `end`; tokens are shared out by rows."""
@@ -54,6 +56,7 @@ class Batch:
             self.tokens * count // total,
             documents,
             self.where[begin:end],
+            {name: value[begin:end] for name, value in self.extra.items()},
         )
 
 

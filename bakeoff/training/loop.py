@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -193,7 +193,7 @@ class Loop:
                 if self.sharing.replicas == 1:
                     continue
                 micro = part.rows(0, 1)
-                micro = Batch(micro.input_ids, micro.input_ids, micro.tokens, micro.documents, micro.where)
+                micro = replace(micro, labels=micro.input_ids)
             micro = micro.to(self.run.device)
             with packed(micro.documents), self.run.autocast():
                 loss = self.sharing.loss(self.sharing.model, micro, self.step)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def adamw(
@@ -47,6 +48,18 @@ def adamw(
             betas=betas,
             eps=epsilon,
         )
+
+    return make
+
+
+def matrices_decay(weight_decay: float) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
+    """AdamW with betas 0.9 and 0.95 that decays matrices (coupled, as in PyTorch), not vectors such as biases and gains."""
+
+    def make(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        matrices, others = ([p for p in parameters if (p.ndim >= 2) == chosen] for chosen in (True, False))
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        fused = not any(isinstance(p, DTensor) for p in parameters)
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.95), fused=fused)
 
     return make
 
