@@ -40,7 +40,8 @@ _VERDICTS = Path(bakeoff.__file__).parent / "verdicts"
 class Study:
     """A claim and how it is put to the test. `expectation` is written before the first run and not changed after it.
 
-    `parts` are files of the package, such as "lm/decoder.py", on which the verdict rests besides its methods.
+    `parts` are files of the package that hold what the claim is about, such as "lm/delta_rule.py", besides its methods. The
+    engine that all studies share (loop, decoder) is not among them: its own tests hold it to what it computed before.
     """
 
     slug: str

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from bakeoff import lm
 from bakeoff.errors import ModelError
 from bakeoff.lm.attention import Attention, watch_attention
-from bakeoff.lm.decoder import DecoderConfig, DecoderForCausalLM
+from bakeoff.lm.decoder import DecoderConfig, DecoderForCausalLM, digit_places, spaced
 from bakeoff.lm.tiny import tiny_tokenizer
 
 TOLERANCE = 1e-5
@@ -29,6 +29,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "sinusoidal": {"positions": "sinusoidal", "mlp": "gelu", "logit_scale": 0.5},
     "alibi": {"positions": "alibi", "num_key_value_heads": 2, "tie_word_embeddings": False},
     "none": {"positions": "none", "initialization": "fan_in", "bias": True},
+    "relative": {"positions": "relative", "relative_distance": 4, "num_key_value_heads": 2},
+    "relative with a window": {
+        "positions": "relative",
+        "relative_distance": 9,
+        "mixers": ("window", "attention"),
+        "window": 5,
+    },
+    "random spaced": {"positions": "random_spaced"},
+    "length scale": {"positions": "none", "length_scale": True},
+    "length scale with a window": {"length_scale": True, "mixers": ("window", "attention"), "window": 5},
     "window": {"mixers": ("window",), "window": 5},
     "window and attention": {"mixers": ("window", "attention"), "window": 4, "positions": "alibi"},
     "window with grouped heads": {"mixers": ("attention", "window"), "window": 3, "num_key_value_heads": 2},
@@ -85,6 +95,9 @@ def plain_attention(x: list[Tensor], mixer: Attention, config: DecoderConfig) ->
                 q, k = normed(q, mixer.q_norm), normed(k, mixer.k_norm)
             if config.positions == "rotary":
                 q, k = turned(q, position, config.rope_theta), turned(k, position, config.rope_theta)
+            if config.length_scale:
+                seen = position + 1 if mixer.window is None else min(position + 1, mixer.window)
+                q = q * (mixer.length_scale.slope[head] * math.log(seen) + mixer.length_scale.level[head])
             queries.append(q), keys.append(k), values.append(part[begin + group + 1])
     out, heads = [], config.num_attention_heads
     for i in range(len(x)):
@@ -92,10 +105,13 @@ def plain_attention(x: list[Tensor], mixer: Attention, config: DecoderConfig) ->
         mixed = []
         for head in range(heads):
             slope = 2 ** (-8 * (head + 1) / heads) if config.positions == "alibi" else 0.0
-            scores = [
-                queries[i * heads + head] @ keys[j * heads + head] / math.sqrt(width) - slope * (i - j)
-                for j in range(first, i + 1)
-            ]
+            scores = []
+            for j in range(first, i + 1):
+                key = keys[j * heads + head]
+                if config.positions == "relative":
+                    reach = config.relative_distance
+                    key = key + mixer.relative.vectors.weight[max(j - i, -reach) + reach]
+                scores.append(queries[i * heads + head] @ key / math.sqrt(width) - slope * (i - j))
             weights = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
             mixed.append(sum(w * values[j * heads + head] for w, j in zip(weights, range(first, i + 1), strict=True)))
         out.append(mixer.o(torch.cat(mixed)))
@@ -107,7 +123,7 @@ def plain_decoder(model: DecoderForCausalLM, input_ids: Tensor) -> Tensor:
     config, body = model.config, model.model
     x = [body.embed_tokens.weight[token] for token in input_ids]
     for position in range(len(x)):
-        if config.positions == "learned":
+        if config.positions in ("learned", "random_spaced"):
             x[position] = x[position] + body.embed_positions.weight[position]
         if config.positions == "sinusoidal":
             angles = [position / 10000 ** (2 * i / config.hidden_size) for i in range(config.hidden_size // 2)]
@@ -407,11 +423,129 @@ def test_mixers_take_turns_over_the_layers() -> None:
         ({"head_dim": 5}, "even width"),
         ({"window": 0}, "window is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"relative_distance": 0}, "relative_distance is 0"),
+        ({"positions": "per_digit"}, "give digit_tokens"),
+        ({"positions": "relative", "mixers": ("attention", "linear")}, "mixer linear has no logits"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         DecoderConfig(**changes)
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "learned": {"positions": "learned"},
+    "relative": {"positions": "relative", "relative_distance": 3},
+    "alibi": {"positions": "alibi"},
+    "length scale": {"length_scale": True},
+    "window": {"mixers": ("window", "attention"), "window": 4},
+}
+
+
+@pytest.mark.parametrize("shape", MASKED.values(), ids=MASKED)
+def test_a_causal_mask_of_four_dimensions_changes_nothing(shape: dict[str, Any]) -> None:
+    model, input_ids = made(**shape), tokens(2, 11)
+    causal = torch.ones(11, 11, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(
+        logits(model, input_ids, attention_mask=causal), logits(model, input_ids), atol=TOLERANCE, rtol=TOLERANCE
+    )
+
+
+def test_a_full_mask_makes_an_encoder_and_a_prefix_sees_itself() -> None:
+    model, input_ids = made(positions="none"), tokens(1, 9)
+    everything = torch.ones(1, 1, 9, 9, dtype=torch.bool)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    found = logits(model, input_ids, attention_mask=everything)
+    # Without positions an encoder does not know the order of its input.
+    again = logits(model, input_ids[:, order], attention_mask=everything)
+    torch.testing.assert_close(again, found[:, order], atol=TOLERANCE, rtol=TOLERANCE)
+    prefix = torch.ones(9, 9, dtype=torch.bool).tril()
+    prefix[:4, :4] = True
+    changed, later = input_ids.clone(), input_ids.clone()
+    changed[0, 3], later[0, 6] = (input_ids[0, 3] + 1) % 50, (input_ids[0, 6] + 1) % 50
+    before = logits(model, input_ids, attention_mask=prefix[None, None])
+    assert not logits(model, changed, attention_mask=prefix[None, None])[0, 0].equal(before[0, 0])
+    assert logits(model, later, attention_mask=prefix[None, None])[0, :6].equal(before[0, :6])
+
+
+def test_relative_positions_see_distances_alone_and_reach_zero_sees_nothing() -> None:
+    model, input_ids = made(positions="relative", relative_distance=2, num_hidden_layers=1), tokens(1, 8)
+    # One layer, a window of the same tokens: what stands before is alike from distance 2 on, so places do not count.
+    moved = logits(model, torch.cat((input_ids[:, :1], input_ids), 1))
+    repeated = logits(model, torch.cat((input_ids[:, :1], input_ids[:, :1], input_ids), 1))
+    assert not moved[0, -1].equal(repeated[0, -1])
+    none = made(positions="none", num_hidden_layers=1)
+    for layer in model.model.layers:
+        layer.mixer.relative.vectors.weight.data[:] = layer.mixer.relative.vectors.weight.data[:1]
+    shared = {name: value for name, value in model.state_dict().items() if "relative" not in name}
+    none.load_state_dict(shared)
+    torch.testing.assert_close(logits(model, input_ids), logits(none, input_ids), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_random_spaces_grow_within_the_table_and_only_in_training() -> None:
+    torch.manual_seed(0)
+    places = spaced(torch.arange(20).expand(500, -1), 40)
+    assert (places.diff(dim=1) >= 1).all()
+    assert places.min() == 0
+    assert places.max() == 39
+    assert abs(float((places.diff(dim=1)[:, :8] == 1).float().mean()) - 0.7) < 0.03
+    assert spaced(torch.arange(40).expand(3, -1), 40).equal(torch.arange(40).expand(3, -1))
+    model, input_ids = made(positions="random_spaced"), tokens(2, 12)
+    assert logits(model, input_ids).equal(logits(model, input_ids))
+    model.train()
+    assert not logits(model, input_ids).equal(logits(model, input_ids))
+
+
+def test_places_of_digits() -> None:
+    ids = torch.tensor([[3, 1, 2, 9, 2, 2, 1, 9, 9, 1], [1, 1, 1, 1, 1, 1, 9, 1, 1, 1]])
+    assert digit_places(ids, (1, 2, 3)).tolist() == [[1, 2, 3, 0, 1, 2, 3, 0, 0, 1], [1, 2, 3, 4, 5, 6, 0, 1, 2, 3]]
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 7, 7, 7, 7, 7, 7]])
+    assert digit_places(ids, (1, 2, 3), documents)[:, :6].tolist() == [[1, 2, 1, 0, 1, 2], [1, 2, 3, 4, 1, 2]]
+    padding = torch.ones_like(ids, dtype=torch.bool)
+    padding[1, :4] = False
+    assert digit_places(ids, (1, 2, 3), padding=padding)[1].tolist() == [0, 0, 0, 0, 1, 2, 0, 1, 2, 3]
+
+
+def test_positions_per_digit_add_their_entry_of_the_table() -> None:
+    model, plain = made(positions="per_digit", digit_tokens=(1, 2)), made(positions="none")
+    weights = model.state_dict()
+    table = weights.pop("model.embed_positions.weight")
+    plain.load_state_dict(weights)
+    ids = torch.tensor([[7, 1, 2, 9, 2, 1]])
+    with torch.no_grad():
+        embedded = plain.model.embed_tokens(ids) + table[torch.tensor([[0, 1, 2, 0, 1, 2]])]
+        expected = plain(inputs_embeds=embedded, use_cache=False).logits
+    assert logits(model, ids).equal(expected)
+    found = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    grown = ids
+    for _ in range(4):
+        grown = torch.cat((grown, logits(model, grown)[:, -1:].argmax(-1)), 1)
+    assert found.equal(grown)
+    model.train()
+    assert not logits(model, ids).equal(logits(model, ids))
+    with pytest.raises(ModelError, match="41 digits is longer than the 39 places"):
+        logits(model, torch.ones(1, 41, dtype=torch.long))
+    with pytest.raises(ModelError, match="read off the tokens"):
+        model(inputs_embeds=embedded)
+
+
+def test_a_sharper_attention_starts_as_the_plain_one() -> None:
+    torch.manual_seed(0)
+    one = DecoderForCausalLM(DecoderConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1))
+    other = DecoderForCausalLM(DecoderConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, length_scale=True))
+    other.load_state_dict(one.state_dict(), strict=False)
+    assert logits(one.eval(), tokens(2, 9)).equal(logits(other.eval(), tokens(2, 9)))
+
+
+def test_masks_that_cannot_be_are_refused() -> None:
+    model, everything = made(), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    with pytest.raises(ModelError, match="boolean"):
+        logits(model, tokens(1, 4), attention_mask=everything.float())
+    first = model(input_ids=tokens(1, 4), use_cache=True)
+    with pytest.raises(ModelError, match="cannot go on from a cache"):
+        model(input_ids=tokens(1, 4), past_key_values=first.past_key_values, attention_mask=everything)
+    with pytest.raises(ModelError, match="linear is causal"):
+        logits(made(mixers=("linear",)), tokens(1, 4), attention_mask=everything)
 
 
 def test_inputs_that_cannot_be_are_refused() -> None:

@@ -33,6 +33,7 @@ class Context:
         seen: `padding` of cached and present tokens together, [B, past + L].
         rotary: cosine and sine, each [B or 1, L, head_dim / 2], in the dtype of the queries, for `rotate`.
         slopes: [heads], how much a logit falls with each token of distance (ALiBi).
+        mask: [B or 1, 1, L, L], True where a token may look; in place of causality, without a cache.
         losses: a mixer appends its auxiliary losses here; they are added to the model's loss.
         updated: layers that have already moved their buffers in this forward pass, which recomputation must not repeat.
         attentions: where a list, each softmax attention appends its probabilities [B, heads, L, past + L].
@@ -46,6 +47,7 @@ class Context:
     seen: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     slopes: Tensor | None = None
+    mask: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
     updated: set[int] = field(default_factory=set)
     attentions: list[Tensor] | None = None
@@ -60,14 +62,21 @@ class Context:
             length, device = self.positions.shape[1], self.positions.device
             keys = torch.arange(self.past + length, device=device)
             distance = keys[self.past :, None] - keys
-            allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-            allowed = allowed[None]
+            allowed = (distance >= 0)[None] if self.mask is None else self.mask[:, 0] | (distance == 0)
+            if window is not None:
+                allowed = allowed & (distance.abs() < window)
             if self.documents is not None:
                 allowed = allowed & (self.documents[:, :, None] == self.documents[:, None, :])
             if self.seen is not None:
                 allowed = (allowed & self.seen[:, None, :]) | (distance == 0)
-            self.biases[window, dtype] = _bias(allowed[:, None], distance, self.slopes, dtype)
+            self.biases[window, dtype] = _bias(allowed[:, None], distance.abs(), self.slopes, dtype)
         return self.biases[window, dtype]
+
+    def visible(self, window: int | None) -> Tensor:
+        """[B or 1, L]: how many tokens of its own document each one sees, itself among them."""
+        if self.mask is not None:
+            return (self.bias(window, torch.float32) > -math.inf).sum(-1)[:, 0]
+        return self.positions + 1 if window is None else (self.positions + 1).clamp(max=window)
 
     def blocks(self, window: int, dtype: torch.dtype) -> Tensor:
         """`bias` of each block of `window` tokens towards itself and the block before: [(B or 1) * blocks, heads or 1,
@@ -169,14 +178,57 @@ def attend(
     return torch.bmm(weights.view(k.shape[0], -1, keys), v).view(rows, -1, length, v.shape[-1])
 
 
+class RelativePositions(nn.Module):
+    """q_i a_(j - i) / sqrt(width), added to the logit of token i towards token j; distances beyond `reach` count as `reach`.
+
+    One vector a for each distance and layer, shared by the heads.
+
+    Source: Shaw et al. 2018, arXiv:1803.02155, section 3.2, the keys' part, which the paper finds to be enough (section 4.3).
+    """
+
+    def __init__(self, width: int, reach: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.vectors = nn.Embedding(2 * reach + 1, width)
+
+    def forward(self, q: Tensor, keys: int) -> Tensor:
+        """q [B, heads, L, width] of the last L of `keys` tokens to [B, heads, L, keys]."""
+        places = torch.arange(keys, device=q.device)
+        distance = (places - places[keys - q.shape[2] :, None]).clamp(-self.reach, self.reach) + self.reach
+        by_distance = q @ self.vectors.weight.T.to(q.dtype) * q.shape[-1] ** -0.5
+        return by_distance.gather(3, distance.expand(*q.shape[:2], -1, -1))
+
+
+class LengthScale(nn.Module):
+    """Multiplies a query that sees n tokens by s log(n) + t, with s and t learned for each head, from 0 and 1.
+
+    Source: the idea of length-dependent logits, Awasthi and Gupta 2023, arXiv:2310.00726; the form log(n) is Chiang and
+    Cholak 2022, arXiv:2202.12172, section 5.3.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.slope, self.level = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.ones(heads))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        self.slope.zero_()
+        self.level.fill_(1.0)
+
+    def forward(self, q: Tensor, visible: Tensor) -> Tensor:
+        """q [B, heads, L, width], visible [B or 1, L]."""
+        factor = self.slope[:, None] * visible[:, None].float().log() + self.level[:, None]
+        return q * factor[..., None].to(q.dtype)
+
+
 class Attention(nn.Module):
-    """Causal softmax attention with one projection for queries, keys and values.
+    """Softmax attention with one projection for queries, keys and values, causal unless the context has a mask.
 
     The rows of that projection are grouped by key head: the query heads that share it, the key head, the value head. With
     `qk_norm`, queries and keys are normalised over the head's width, with a learned gain each, and rotated after that.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; shared key heads: Ainslie et al. 2023, arXiv:2305.13245.
-    Limits: distance, for windows and ALiBi, is counted in places of the row, not in `position_ids`.
+    Limits: distance, for windows, ALiBi and relative positions, is counted in places of the row, not in `position_ids`.
     """
 
     cached = True
@@ -192,6 +244,10 @@ class Attention(nn.Module):
         self.o = nn.Linear(self.heads * self.width, config.hidden_size, bias=config.bias)
         self.q_norm = config.new_norm(self.width, bias=False) if config.qk_norm else None
         self.k_norm = config.new_norm(self.width, bias=False) if config.qk_norm else None
+        self.relative = (
+            RelativePositions(self.width, config.relative_distance) if config.positions == "relative" else None
+        )
+        self.length_scale = LengthScale(self.heads) if config.length_scale else None
         self.watch: AttentionWatch | None = None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -213,7 +269,9 @@ class Attention(nn.Module):
         """q [B, heads, L, width], k and v [B, key heads, L, width] to [B, heads, L, width]."""
         length, window = q.shape[2], self.window
         dropout = self.dropout if self.training else 0.0
-        whole = context.cache is not None or context.attentions is not None or self.watch is not None
+        if self.length_scale is not None:
+            q = self.length_scale(q, context.visible(window))
+        whole = any(x is not None for x in (context.cache, context.attentions, context.mask, self.watch, self.relative))
         if window is not None and length > 2 * window and not whole:
             q, k, v = (in_blocks(part.transpose(1, 2), window) for part in (q, k, v))
             blocks = context.blocks(window, q.dtype)
@@ -224,10 +282,13 @@ class Attention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer)
         reach = None if window is None or context.past + length <= window else window
-        plain = reach is None and context.documents is None and context.seen is None and context.slopes is None
+        limits = (reach, context.documents, context.seen, context.slopes, context.mask, self.relative)
+        plain = all(limit is None for limit in limits)
         if self.watch is not None:
             self.watch.see(q, k, context.bias(reach, q.dtype))
         hidden = None if plain and context.past == 0 else context.bias(reach, q.dtype)
+        if self.relative is not None:
+            hidden = hidden + self.relative(q, k.shape[2])
         return attend(q, k, v, hidden, dropout, context.attentions)
 
 

@@ -39,15 +39,17 @@ _MIXERS: dict[str, tuple[str, str]] = {
     "routing": ("bakeoff.lm.routing", "RoutingAttention"),
 }
 _RECURRENT = ("linear", "deltanet")
+_MASKED = ("attention", "window")
+_TABLES = ("learned", "random_spaced", "per_digit")
 _CHOICES = {
-    "positions": ("rotary", "learned", "sinusoidal", "alibi", "none"),
+    "positions": ("rotary", "learned", "sinusoidal", "alibi", "relative", "random_spaced", "per_digit", "none"),
     "mlp": ("swiglu", "gelu"),
     "norm": ("rms", "layer"),
     "initialization": ("normal", "fan_in"),
 }
 _COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "max_position_embeddings", "window",
+    "intermediate_size", "max_position_embeddings", "window", "relative_distance",
 )  # fmt: skip
 # Standard deviation of a normal distribution cut off at two of its standard deviations.
 _CUT = 0.87962566103423978
@@ -60,8 +62,13 @@ class DecoderConfig(PreTrainedConfig):
         num_key_value_heads: key and value heads of softmax attention; default as many as heads.
         head_dim: width of a head, default hidden_size / num_attention_heads; even with rotary positions.
         intermediate_size: width inside the MLP; default 4 * hidden_size, with "swiglu" 8 / 3 of it rounded up to 32s.
-        max_position_embeddings: longest input with learned positions; for the others what the model is meant for.
-        positions: "rotary", "learned", "sinusoidal" (both added to the embeddings), "alibi" or "none".
+        max_position_embeddings: entries of a table of learned positions; for the others what the model is meant for.
+        positions: "rotary", "sinusoidal" (added to the embeddings), "alibi", "relative" (see `RelativePositions`), "none", or
+            a learned table that is added to the embeddings: at a token's place with "learned", at random growing places
+            with "random_spaced" (see `spaced`), at a digit's place in its number with "per_digit" (see `digit_places`).
+        relative_distance: the greatest distance that "relative" tells from smaller ones.
+        digit_tokens: ids of the digits, for "per_digit".
+        length_scale: attention gets sharper with the tokens that it sees (see `LengthScale`).
         qk_norm: normalise queries and keys over the head's width, before rotation.
         mixers: names of token mixers, taken in turn by the layers.
         window: tokens that a "window" mixer sees, the token itself among them.
@@ -105,6 +112,9 @@ class DecoderConfig(PreTrainedConfig):
     routing_decay: float = 0.999
     commitment: float = 1e-4
     rope_theta: float = 10000.0
+    relative_distance: int = 16
+    digit_tokens: Sequence[int] = ()
+    length_scale: bool = False
     initialization: str = "normal"
     initializer_range: float = 0.02
     dropout: float = 0.0
@@ -146,6 +156,13 @@ class DecoderConfig(PreTrainedConfig):
             raise ModelError(f"Rotary positions need heads of even width, not {self.head_dim}: set head_dim.")
         if self.positions == "sinusoidal" and self.hidden_size % 2:
             raise ModelError(f"Sinusoidal positions need an even hidden_size, not {self.hidden_size}.")
+        if (self.positions == "relative" or self.length_scale) and (rest := set(self.mixers) - set(_MASKED)):
+            raise ModelError(
+                f"The mixer {min(rest)} has no logits for relative positions or length_scale: use {' or '.join(_MASKED)}."
+            )
+        self.digit_tokens = tuple(self.digit_tokens)
+        if self.positions == "per_digit" and not self.digit_tokens:
+            raise ModelError('Positions "per_digit" need the ids of the digits: give digit_tokens.')
         if not 0 <= self.dropout < 1:
             raise ModelError(f"dropout is {self.dropout}: give a share from 0 to below 1.")
         super().__post_init__(**kwargs)
@@ -278,12 +295,15 @@ class DecoderModel(DecoderPreTrainedModel):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        learned = config.positions == "learned"
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        table = config.positions in _TABLES
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if table else None
         self.layers = nn.ModuleList([DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = config.new_norm(config.hidden_size)
         self.gradient_checkpointing = False
-        self.cached = all(getattr(layer.mixer, "cached", False) for layer in self.layers)
+        # Where a number begins is not known from its last digits alone.
+        self.cached = config.positions != "per_digit" and all(
+            getattr(layer.mixer, "cached", False) for layer in self.layers
+        )
         self.post_init()
 
     def forward(
@@ -306,28 +326,39 @@ class DecoderModel(DecoderPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         length = x.shape[1]
         if past_key_values is not None and not self.cached:
+            counted = " with positions per digit" if config.positions == "per_digit" else ""
             raise ModelError(
-                f"A decoder of {', '.join(dict.fromkeys(config.layer_mixers))} keeps no cache: give use_cache=False."
+                f"A decoder of {', '.join(dict.fromkeys(config.layer_mixers))}{counted} keeps no cache: give use_cache=False."
             )
+        mask = None
+        if attention_mask is not None and attention_mask.dim() == 4:
+            mask, attention_mask = attention_mask, None
+            self._check_mask(mask, past_key_values)
         if use_cache is None:
-            use_cache = config.use_cache and not self.training
+            use_cache = config.use_cache and not self.training and mask is None
         recomputing = self.gradient_checkpointing and self.training
         if past_key_values is None and use_cache and self.cached and not recomputing:
             past_key_values = DynamicCache(config=config)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if documents is not None and past:
             raise ModelError("Packed documents cannot go on from a cache: give them without past_key_values.")
-        if config.positions == "learned" and past + length > config.max_position_embeddings:
+        if config.positions in ("learned", "random_spaced") and past + length > config.max_position_embeddings:
             raise ModelError(
                 f"An input of {past + length} tokens is longer than the {config.max_position_embeddings} positions that this "
                 "model has learned: shorten it, or use a model with more positions."
             )
         seen = None if attention_mask is None else attention_mask.bool()
         padding = None if seen is None else seen[:, -length:]
+        given = position_ids is not None
         if position_ids is None:
             position_ids = _positions(past, length, documents, seen, x.device)
         if self.embed_positions is not None:
-            x = x + self.embed_positions(position_ids)
+            placed = position_ids
+            if config.positions == "per_digit":
+                placed = self._digit_places(input_ids, documents, padding)
+            elif config.positions == "random_spaced" and self.training and not given:
+                placed = spaced(position_ids.expand(x.shape[0], -1), config.max_position_embeddings)
+            x = x + self.embed_positions(placed)
         elif config.positions == "sinusoidal":
             x = x * math.sqrt(config.hidden_size) + sinusoids(position_ids, config.hidden_size).to(x.dtype)
         if config.dropout and self.training:
@@ -345,6 +376,7 @@ class DecoderModel(DecoderPreTrainedModel):
             if config.positions == "rotary"
             else None,
             slopes=alibi_slopes(config.num_attention_heads, x.device) if config.positions == "alibi" else None,
+            mask=mask,
             attentions=[] if output_attentions else None,
         )
         states, losses = [x], []
@@ -360,6 +392,69 @@ class DecoderModel(DecoderPreTrainedModel):
             attentions=None if context.attentions is None else tuple(context.attentions),
             auxiliary_loss=torch.stack(losses).sum() if losses else None,
         )
+
+    def _digit_places(self, input_ids: Tensor | None, documents: Tensor | None, padding: Tensor | None) -> Tensor:
+        if input_ids is None:
+            raise ModelError('Positions "per_digit" are read off the tokens: give input_ids.')
+        found, entries = (
+            digit_places(input_ids, self.config.digit_tokens, documents, padding),
+            self.config.max_position_embeddings,
+        )
+        longest = int(found.max())
+        if longest >= entries:
+            raise ModelError(
+                f"A number of {longest} digits is longer than the {entries - 1} places that this model has learned: "
+                "shorten it, or use a model with more positions."
+            )
+        if not self.training:
+            return found
+        offset = torch.randint(entries - longest, (len(found), 1), device=found.device)
+        return torch.where(found > 0, found + offset, 0)
+
+    def _check_mask(self, mask: Tensor, cache: Cache | None) -> None:
+        if mask.dtype != torch.bool:
+            raise ModelError("A mask of four dimensions is boolean here, True where a token may look: convert it.")
+        if cache is not None:
+            raise ModelError("A mask of four dimensions cannot go on from a cache: give it without past_key_values.")
+        if other := [name for name in self.config.layer_mixers if name not in _MASKED]:
+            raise ModelError(f"The mixer {other[0]} is causal and takes no mask of four dimensions: give two.")
+
+
+def spaced(places: Tensor, entries: int) -> Tensor:
+    """Places [B, L] that grow within rows, moved apart at random and shifted by a random start, all below `entries`.
+
+    0, 1 or 2 places are left out before a token with chances 0.7, 0.2 and 0.1; at the end of the table none are.
+
+    Source: Shen et al. 2023, arXiv:2311.14737, section 4, whose random spaces between symbols become random steps of the
+    positions, as in Ruoss et al. 2023, arXiv:2305.16843, section 3.
+    Departures: the chances are our own; in evaluation places are as they stand, without a draw.
+    """
+    room = entries - 1 - int(places.max())
+    chances = torch.tensor([0.7, 0.2, 0.1], device=places.device)
+    left_out = torch.multinomial(chances, places.numel(), replacement=True).view_as(places)
+    moved = left_out.cumsum(1).clamp(max=room)
+    start = (torch.rand(len(places), 1, device=places.device) * (room + 1 - moved[:, -1:])).long()
+    return places + moved + start
+
+
+def digit_places(
+    input_ids: Tensor, digits: Sequence[int], documents: Tensor | None = None, padding: Tensor | None = None
+) -> Tensor:
+    """[B, L]: the place of each digit in its number, from 1 on, and 0 for other tokens.
+
+    A number ends at other tokens, at the end of its document, and at padding (False in `padding`).
+
+    Source: McLeish et al. 2024, arXiv:2405.17399, section 3 (Abacus embeddings), with numbers written from the units on.
+    """
+    digit = torch.isin(input_ids, torch.tensor(digits, device=input_ids.device))
+    if padding is not None:
+        digit &= padding
+    place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    before = torch.where(digit, -1, place)
+    if documents is not None:
+        begins = functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+        before = torch.maximum(before, torch.where(begins, place - 1, -1))
+    return torch.where(digit, place - before.cummax(1).values, 0)
 
 
 def _positions(past: int, length: int, documents: Tensor | None, seen: Tensor | None, device: torch.device) -> Tensor:
@@ -413,8 +508,9 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, L].
-            attention_mask: [B, cached + L], 1 at real tokens, 0 at padding on either side.
-            position_ids: [B or 1, L], default counted from documents, padding and cache.
+            attention_mask: [B, cached + L], 1 at real tokens, 0 at padding on either side; or boolean [B or 1, 1, L, L], True
+                where a token (of the third axis) may look, which replaces causality: all True makes an encoder.
+            position_ids: [B or 1, L], default counted from documents, padding and cache; "per_digit" does not look at them.
             labels: [B, L], not shifted, -100 where nothing is learned; the loss is their mean negative log-likelihood in
                 nats, plus the mixers' auxiliary losses.
             use_cache: default `config.use_cache` in evaluation, False in training.

@@ -59,7 +59,7 @@ TIMES = Metric("recurrence over chunks", "times", "higher", "seconds of the plai
             "items": 512, "rates": (1e-3, 3e-3, 1e-2), "lengths": (512, 1024, 2048, 4096, 8192),
         },
     },
-    parts=("lm/delta_rule.py", "lm/attention.py", "lm/decoder.py"),
+    parts=("lm/delta_rule.py",),
 )  # fmt: skip
 def deltanet(
     lab: Lab, *, steps: int, rows: int, sizes: tuple[int, ...], symbols: int, width: int, head_dim: int, items: int,

@@ -75,7 +75,7 @@ def of_members(count: int) -> Metric:
             "decays": (0.1, 0.2, 0.4, 0.8, 1.6, 3.2), "dropouts": (0.0, 0.1, 0.2, 0.4), "sampled": 12288, "windows": 2048,
         },
     },
-    parts=("laws.py", "lm/decoder.py", "lm/attention.py", "text/byte_stream.py"),
+    parts=("laws.py", "text/byte_stream.py"),
 )  # fmt: skip
 def infinite_compute(
     lab: Lab,

@@ -94,7 +94,7 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
             "rates": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "decay": 1e-4, "beside": tuple(BESIDE),
         },
     },
-    parts=("lm/decoder.py", "lm/attention.py", "training/stability.py", "training/optimizers.py", "text/byte_stream.py"),
+    parts=("training/stability.py", "training/optimizers.py", "text/byte_stream.py"),
 )  # fmt: skip
 def instability_proxies(
     lab: Lab,

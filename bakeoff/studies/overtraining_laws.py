@@ -79,7 +79,7 @@ class Point:
             "rates": (0.25, 0.5, 1.0, 2.0, 4.0), "windows": 4096, "items": 2048,
         },
     },
-    parts=("laws.py", "lm/decoder.py", "lm/attention.py", "text/byte_stream.py"),
+    parts=("laws.py", "text/byte_stream.py"),
 )  # fmt: skip
 def overtraining_laws(
     lab: Lab,

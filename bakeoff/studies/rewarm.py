@@ -82,7 +82,7 @@ WARM_UP = 0.01
             "tried": (0.5, 1.0, 2.0, 4.0), "exam_windows": 256, "along_windows": 64,
         },
     },
-    parts=("lm/decoder.py", "lm/attention.py", "training/optimizers.py", "text/byte_stream.py"),
+    parts=("training/optimizers.py", "text/byte_stream.py"),
 )  # fmt: skip
 def rewarm(
     lab: Lab,

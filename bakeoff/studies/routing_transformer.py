@@ -62,7 +62,7 @@ SLOPE = Metric(
             "clusters": 32, "items": 256, "rates": (1e-3, 3e-3, 1e-2), "lengths": (2048, 4096, 8192, 16384, 32768),
         },
     },
-    parts=("lm/routing.py", "lm/attention.py", "lm/decoder.py"),
+    parts=("lm/routing.py",),
 )  # fmt: skip
 def routing_transformer(
     lab: Lab, *, steps: int, rows: int, length: int, keys: int, values: int, window: int, width: int, clusters: int,

@@ -143,7 +143,7 @@ class Material:
         "small has little capacity to spare and the share modified is several times the paper's 1.8%, so that interaction may "
         "be real here: a verdict 'fails' speaks of this size."
     ),
-    parts=("text/insert.py", "lm/memorisation.py", "lm/decoder.py"),
+    parts=("text/insert.py", "lm/memorisation.py"),
     scales={
         "smoke": {
             "seeds": 1, "steps": 6, "later": 2, "rows": 80, "length": 64, "vocabulary": 400, "width": 16, "layers": 1,

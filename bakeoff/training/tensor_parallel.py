@@ -248,8 +248,11 @@ def _decoder(model: DecoderForCausalLM) -> _Parts:
         heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
         inner=config.intermediate_size,
-        whole=["model.norm"] + ["model.embed_positions"] * (config.positions == "learned"),
+        whole=["model.norm"] + ["model.embed_positions"] * (model.model.embed_positions is not None),
     )
+    if config.positions in ("relative", "random_spaced", "per_digit") or config.length_scale:
+        what = "length_scale" if config.length_scale else f"positions {config.positions!r}"
+        raise Unsupported(f"A decoder with {what} cannot be cut over processes: launch it with data parallelism.")
     for layer, name in enumerate(config.layer_mixers):
         if name not in ("attention", "window"):
             raise Unsupported(
