@@ -501,18 +501,28 @@ def study(
         int, typer.Option(min=0, help="The first seed; another one repeats the study on fresh randomness.")
     ] = 0,
     store: StoreUrl = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page with the curves. Default: SLUG-SCALE.html here.", show_default=False)
+    ] = None,
     record: Annotated[bool, typer.Option(help="Write the verdict into the package, as the project's own.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a paper's claim and judge it."""
     from bakeoff import study as studying
+    from bakeoff.report.page import write_verdict
 
     with _watching(quiet) as watch:
         verdict = studying.run(slug, scale, seed_base=seed_base, store=_store(store), watch=watch, notice=_notice)
     if record:
         studying.record(verdict)
-    print(json.dumps(verdict, indent=2) if as_json else studying.told(verdict))
+    if as_json:
+        print(json.dumps(verdict, indent=2))
+    else:
+        print(studying.told(verdict))
+    if out or not as_json:
+        page = write_verdict(verdict, out or Path(f"{slug}-{scale}.html"))
+        print(f"\nCurves are drawn in {page}.", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -524,10 +534,11 @@ def studies(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{'study':20} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} stale")
+    print(f"{'study':23} {'verdict':10} {'scale':7} {'seeds':>5} {'date':10} {'stale':5} hardware")
     for row in rows:
         known = [row[name] or "-" for name in ("slug", "verdict", "scale", "seeds", "date")]
-        print("{:20} {:10} {:7} {:>5} {:10}".format(*known), "yes" if row["stale"] else "no")
+        stale = "yes" if row["stale"] else "no"
+        print("{:23} {:10} {:7} {:>5} {:10} {:5} {}".format(*known, stale, row["hardware"] or "-"))
 
 
 @app.command()

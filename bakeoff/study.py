@@ -361,7 +361,7 @@ def listed() -> list[dict[str, Any]]:
         own = [v for v in verdicts if v["slug"] == slug]
         rows += [
             {"slug": slug, "verdict": v["verdict"], "scale": v["scale"], "seeds": len(v["seeds"]), "date": v["date"],
-             "stale": v["code_hash"] != chosen.code_hash, "claim": chosen.claim}
+             "hardware": hardware(v["environment"]), "stale": v["code_hash"] != chosen.code_hash, "claim": chosen.claim}
             for v in own
         ]  # fmt: skip
         if not own:
@@ -372,11 +372,19 @@ def listed() -> list[dict[str, Any]]:
                     "scale": None,
                     "seeds": None,
                     "date": None,
+                    "hardware": None,
                     "stale": False,
                     "claim": chosen.claim,
                 }
             )
     return rows
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """What a verdict was run on, in words."""
+    threads = environment["threads"]
+    machine = f"{environment['cores']} cores {environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
+    return machine if environment["device"] == "cpu" else f"{environment['device']}, {machine}"
 
 
 def told(verdict: Mapping[str, Any]) -> str:

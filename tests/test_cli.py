@@ -360,12 +360,24 @@ def test_dry_run_plans_and_writes_nothing(
 def test_studies(bakeoff: Command) -> None:
     rows = json.loads(bakeoff("studies", "--json").out)
     assert {row["slug"] for row in rows} >= {"hft", "minifinetuning", "mixed-training"}
-    assert all(set(row) >= {"slug", "verdict", "scale", "seeds", "date", "stale"} for row in rows)
+    assert all(set(row) >= {"slug", "verdict", "scale", "seeds", "date", "hardware", "stale"} for row in rows)
+    assert all("cores" in row["hardware"] for row in rows if row["verdict"])
     assert all(row["slug"] in bakeoff("studies").out for row in rows)
     unknown = bakeoff("study", "hfd")
     assert unknown.code == 2
     assert "hft" in unknown.sentence
     assert bakeoff("study", "hft", "--scale", "cosmic").code == 2
+
+
+def test_a_study_says_where_its_curves_are(bakeoff: Command, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    said = bakeoff("study", "task-hinting", "--scale", "smoke", "--out", str(page), "--store", str(tmp_path / "store"))
+    assert said.code == 0
+    assert f"Curves are drawn in {page}." in said.out
+    assert "Expected beforehand" in said.out
+    text = page.read_text("utf-8")
+    assert "<svg" in text
+    assert "--scale smoke" in text
 
 
 def _pickle_only(folder: Path) -> str:

@@ -17,7 +17,7 @@ from bakeoff.budget import Budget
 from bakeoff.errors import StoreError
 from bakeoff.method import Method, Spec
 from bakeoff.report.card import model_card
-from bakeoff.report.page import write_report
+from bakeoff.report.page import write_report, write_verdict
 from bakeoff.report.summary import (
     change,
     compact,
@@ -459,3 +459,30 @@ def test_card_without_proof_or_text_that_is_safe_says_only_what_is_known() -> No
     assert "departures from the source: none known" in card
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == NASTY
     assert re.search(r"(?<!\\)<script", card.split("---\n", 2)[2].split("```")[0]) is None
+
+
+def test_a_verdict_becomes_a_page_with_its_curves(tmp_path: Path) -> None:
+    verdict = {
+        "slug": "made-up", "claim": "A <claim>.", "source": "nobody", "expectation": "more", "verdict": "holds",
+        "scale": "laptop", "seeds": [5, 6], "date": "2026-01-01", "seconds": 3.2, "notes": {"lr": 0.1},
+        "expectations": [
+            {"sentence": "b less a", "outcome": "holds", "effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.1, "below": None},
+            {"sentence": "c", "outcome": "undecided", "effect": 1.0, "low": None, "high": None, "above": None, "below": 2.0},
+        ],
+        "arms": {"a": {"loss": 1.0}, "b": {"loss": 1.5, "share": 0.25}},
+        "curves": [
+            {"title": "by length", "x": "length", "y": "loss", "lines": {"a": [[1.0, 2.0, 3.0], [100.0, 1.0, 1.0]], "b": [[1.0, 1.0, 1.0]]}}
+        ],
+        "environment": {"processor": "P", "cores": 2, "versions": {"bakeoff": "9.9"}},
+    }  # fmt: skip
+    page = write_verdict(verdict, tmp_path / "page.html").read_text("utf-8")
+    assert "A &lt;claim&gt;." in page
+    assert "<strong>Holds</strong> at scale laptop, 2 seeds" in page
+    assert "bakeoff study made-up --scale laptop --seed-base 5" in page
+    assert "0.4 to 0.6" in page
+    assert "no interval" in page
+    assert "below 2" in page
+    assert "a from 2.5 to 1; b from 1 to 1" in page
+    assert page.count('role="img"') == 1
+    without = write_verdict({**verdict, "curves": [], "notes": {}}, tmp_path / "page.html").read_text("utf-8")
+    assert "Curves" not in without

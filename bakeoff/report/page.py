@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing else, no network and no script."""
+"""The report of a comparison, and of a study: one HTML file that needs nothing else, no network and no script."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from bakeoff import files
 from bakeoff.report import plots
@@ -35,13 +36,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     comparison, trials = results["comparison"], results["trials"]
     summary = summarise(results)
     places = {label: place for place, label in enumerate(comparison["methods"])}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bakeoff.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _templates()
     environment.filters |= {"number": number, "compact": compact}
     environment.globals |= {
         "change": change, "decided": decided, "mean_and_error": mean_and_error, "cost_in_words": cost_in_words,
@@ -68,6 +63,37 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     path = Path(folder) / "report.html"
     files.write_text(path, page)
     return path
+
+
+def write_verdict(verdict: Mapping[str, Any], path: Path) -> Path:
+    """Write a study's verdict with its curves as a page of its own, and return its path.
+
+    Raises: StoreError if it cannot be written; what was there is then untouched.
+    """
+    environment = _templates()
+    environment.globals |= {"colour": plots.colour, "shape": plots.shape}
+    drawn = []
+    for number_, curve in enumerate(verdict.get("curves", [])):
+        marks = {label: place for place, label in enumerate(curve["lines"])}
+        drawn.append((curve, marks, plots.lines(curve, marks, f"curve-{number_}")))
+    page = environment.get_template("verdict.html.jinja").render(
+        verdict=verdict,
+        curves=drawn,
+        names=sorted({name for values in verdict["arms"].values() for name in values}),
+        notes=yaml.safe_dump(verdict["notes"], sort_keys=False, width=110).rstrip() if verdict["notes"] else "",
+    )
+    files.write_text(Path(path), page)
+    return Path(path)
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("bakeoff.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _pareto(summary: Summary, comparison: Mapping[str, Any], places: Mapping[str, int]) -> Any:

@@ -142,6 +142,38 @@ def curves(
     return _svg(layers, 190, name, f"Training loss of {label}", told)
 
 
+def lines(curve: Mapping[str, Any], places: Mapping[str, int], name: str) -> Markup:
+    """A study's curve: for each label its mean over the seeds, and each seed's value as a dot.
+
+    The horizontal axis is logarithmic where it spans a factor of 50 or more.
+    """
+    means, seeds = [], []
+    for label, points in curve["lines"].items():
+        means += [{"method": label, "x": at, "y": sum(values) / len(values)} for at, *values in points]
+        seeds += [{"method": label, "x": at, "y": value} for at, *values in points for value in values]
+    across = [point["x"] for point in means]
+    scale = alt.Scale(type="log") if min(across) > 0 and max(across) >= 50 * min(across) else alt.Scale(zero=False)
+    x = alt.X("x:Q", title=curve["x"], scale=scale)
+    y = alt.Y("y:Q", title=curve["y"], scale=alt.Scale(zero=False))
+    domain = list(places)
+    marker = alt.Shape(
+        "method:N", legend=None, scale=alt.Scale(domain=domain, range=[shape(i) for i in places.values()])
+    )
+    base = _chart(means)
+    layers = [
+        _chart(seeds).mark_point(size=10, opacity=0.45).encode(x, y, _scale("fill", places)),
+        base.mark_line(strokeWidth=2).encode(x, y, _scale("stroke", places)),
+        base.mark_point(size=55, opacity=1, stroke="var(--paper)", strokeWidth=1).encode(
+            x, y, _scale("fill", places), marker
+        ),
+    ]
+    told = "; ".join(
+        f"{label} from {sum(first) / len(first):.3g} to {sum(last) / len(last):.3g}"
+        for label, ((_, *first), *_, (_, *last)) in ((k, [*v, v[-1]]) for k, v in curve["lines"].items())
+    )
+    return _svg(layers, 250, name, curve["title"], f"{curve['y']} over {curve['x']}: {told}.")
+
+
 def thinned(curve: Sequence[Sequence[float]], count: int = 100) -> list[tuple[int, float]]:
     """Steps and losses of a curve of (step, tokens, loss), every so many, and the last."""
     every = max(1, len(curve) // count)
