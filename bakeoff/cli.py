@@ -502,7 +502,8 @@ def study(
     ] = 0,
     store: StoreUrl = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page with the curves. Default: SLUG-SCALE.html here.", show_default=False)
+        Path | None,
+        typer.Option(help="File for the page with the curves. Default: one in the store.", show_default=False),
     ] = None,
     record: Annotated[bool, typer.Option(help="Write the verdict into the package, as the project's own.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
@@ -512,8 +513,9 @@ def study(
     from bakeoff import study as studying
     from bakeoff.report.page import write_verdict
 
+    kept = _store(store)
     with _watching(quiet) as watch:
-        verdict = studying.run(slug, scale, seed_base=seed_base, store=_store(store), watch=watch, notice=_notice)
+        verdict = studying.run(slug, scale, seed_base=seed_base, store=kept, watch=watch, notice=_notice)
     if record:
         studying.record(verdict)
     if as_json:
@@ -521,7 +523,7 @@ def study(
     else:
         print(studying.told(verdict))
     if out or not as_json:
-        page = write_verdict(verdict, out or Path(f"{slug}-{scale}.html"))
+        page = write_verdict(verdict, out or kept.work("studies", f"{slug}-{scale}-{seed_base}") / "curves.html")
         print(f"\nCurves are drawn in {page}.", file=sys.stderr if as_json else sys.stdout)
 
 

@@ -23,7 +23,7 @@ from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.method import Method, Spec
 from bakeoff.store import Store
 from bakeoff.text.installed import installed_part
-from bakeoff.text.read import INSTALLED, SUFFIXES
+from bakeoff.text.read import INSTALLED, SUFFIXES, TASK
 from bakeoff.training import parallel
 from bakeoff.trial import Trial
 
@@ -261,7 +261,7 @@ def _near(value: Any, folder: Path) -> Any:
     """A value in which a relative path starts at `folder`; UsageError for a file of data that is not there."""
     if isinstance(value, list):
         return [_near(one, folder) for one in value]
-    if not isinstance(value, str) or value == "reference" or "(" in value:
+    if not isinstance(value, str) or value == "reference" or "(" in value or value.startswith(TASK):
         return value
     if value.startswith(INSTALLED):
         installed_part(value)

@@ -22,6 +22,7 @@ from bakeoff.budget import Budget
 from bakeoff.errors import UsageError
 from bakeoff.lm.score import perplexity
 from bakeoff.lm.tiny import save_tiny, tiny, tiny_tokenizer
+from bakeoff.lm.words import word_tokenizer
 from bakeoff.pretrain.contest import (
     PretrainQuestion,
     PretrainSetting,
@@ -295,3 +296,80 @@ def test_the_winner_of_a_comparison_is_an_ordinary_model(folder: Path, tmp_path:
     tokenizer = AutoTokenizer.from_pretrained(out / "winner")
     assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
     assert "bakeoff apply pretrain" in (out / "winner" / "README.md").read_text()
+
+
+def of_task(**fields: Any) -> PretrainQuestion:
+    given = {"architecture": DECODER, "train": "task:sorting(symbols=8)", "difficulty": "2-4", "exam_items": 12}
+    return PretrainQuestion(**{**given, **fields})
+
+
+def test_a_task_is_learned_and_examined_by_difficulty(tmp_path: Path) -> None:
+    setting = open_pretrain(of_task(exam_difficulty="3,6"))
+    assert list(setting.pieces) == ["held_out", "length 3", "length 6"]
+    assert {len(piece.rows[0].input_ids) for piece in setting.pieces["length 6"]} == {14}
+    batch = setting.data.batches(run_of(tmp_path, setting))(0)
+    assert batch.input_ids.shape[0] == 8
+    assert set((batch.labels >= 0).sum(1).tolist()) <= {3, 4, 5}
+    setting = open_pretrain(
+        of_task(
+            difficulty="1-3", exam_difficulty="3,6", train="task:sorting(symbols=6)", per_device_train_batch_size=32
+        )
+    )
+    trained = setting.perform(
+        registry.method("pretrain", "adamw"), {"learning_rate": 1e-2}, run_of(tmp_path / "b", setting, 150)
+    )
+    before, after = setting.exam(setting.untouched()), setting.exam(trained)
+    assert {m.name for m in setting.metrics()} == {*after}
+    assert set(before) == set(after)
+    values = {name: float(m.metric.reduce(m.components.sum(axis=0))) for name, m in after.items()}
+    assert values["accuracy"] > 0.5
+    assert values["held_out_loss"] < 1.3
+    exact = after["exact_match:length 3"].components
+    assert exact.shape == (12, 2)
+    for piece, (right, one) in zip(setting.pieces["length 3"], exact, strict=True):
+        row = piece.rows[0]
+        asked = row.input_ids[: int((row.labels < 0).sum())]
+        said = trained.generate(
+            asked[None], max_new_tokens=len(row.input_ids) - len(asked), do_sample=False, pad_token_id=0
+        )
+        assert (bool(right), one) == (said[0].equal(row.input_ids), 1.0)
+
+
+def test_a_model_of_a_task_is_saved_with_its_words(tmp_path: Path) -> None:
+    setting = open_pretrain(of_task())
+    setting.save(setting.untouched(), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("3 1 2 >")["input_ids"] == setting.data.task.vocabulary.ids(["3", "1", "2", ">"])
+    assert tokenizer.decode(tokenizer("3 1 > 1 3 .")["input_ids"]) == "3 1 > 1 3 ."
+    assert tokenizer.eos_token == "."
+    assert setting.digest(setting.reload(tmp_path)) == setting.digest(setting.untouched())
+
+
+def test_words_without_spaces_are_found_again() -> None:
+    tokenizer = word_tokenizer(["<pad>", "1", "2", "12", "+", "."], "", ".")
+    assert tokenizer("1+212.")["input_ids"] == [1, 4, 2, 3, 5]
+    assert tokenizer.decode([1, 4, 2, 3, 5]) == "1+212."
+
+
+def test_positions_per_digit_know_the_digits_of_a_task() -> None:
+    setting = open_pretrain(of_task(architecture="decoder(hidden_size=16, positions=per_digit)"))
+    words = setting.data.task.vocabulary
+    assert setting.config.digit_tokens == tuple(words.ids("01234567"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"difficulty": None}, "give --difficulty"),
+        ({"difficulty": "0"}, "no length of 0: choose from 1"),
+        ({"exam_difficulty": "2,9999"}, "no length of 9999"),
+        ({"train": "task:sortin"}, "did you mean sorting"),
+        ({"train": "task:boolean", "difficulty": "5"}, "made of vectors"),
+        ({"max_length": 16}, "a task brings its own"),
+        ({"exam_difficulty": "40", "architecture": DECODER[:-1] + ", positions=learned)"}, "takes 82 tokens"),
+        ({"train": "texts.txt"}, "are of tasks"),
+    ],
+)
+def test_what_a_task_cannot_be_asked_gets_one_sentence(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_pretrain(of_task(**fields))

@@ -717,3 +717,19 @@ def test_a_real_book_is_cut_split_and_encoded_without_loss() -> None:
     items = encode(parts["test"], tok, 128).items
     predicted = sum(int((item.labels[1:] != IGNORED).sum()) for item in items)
     assert predicted == sum(len(tok(example.text)["input_ids"]) for example in parts["test"])
+
+
+def test_examples_of_a_task_are_prompts_and_completions() -> None:
+    source = "task:sorting(symbols=9):2-3:20"
+    examples = read(source)
+    assert len(examples) == 20
+    assert {e.kind for e in examples} == {"completion"}
+    for example in examples:
+        asked, answer = example.prompt.split(), example.completion.split()
+        assert asked[-1] == ">"
+        assert answer == [*sorted(asked[:-1], key=int), "."]
+        assert example.prompt.endswith(" ")
+    assert fingerprint(source) == fingerprint(source) != fingerprint("task:sorting(symbols=9):2-3:21")
+    for wrong in ("task:sorting", "task:sorting:3", "task:boolean:5:10"):
+        with pytest.raises(UsageError, match="task"):
+            read(wrong)

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from bakeoff import lm
 from bakeoff.method import Range
-from bakeoff.pretrain.contest import PretrainData, pretrain
+from bakeoff.pretrain.contest import pretrain
+from bakeoff.pretrain.data import PretrainData
 from bakeoff.training.optimizers import matrices_decay
 from bakeoff.training.run import Run
 from bakeoff.training.schedules import Schedule, cosine

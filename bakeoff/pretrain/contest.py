@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from bakeoff import lm, registry
@@ -32,11 +31,12 @@ from bakeoff.lm.score import token_statistics
 from bakeoff.lm.tiny import tiny, tiny_tokenizer
 from bakeoff.method import Method, Spec
 from bakeoff.metric import Measured, Metric
+from bakeoff.pretrain.data import Piece, PretrainData, TaskData, TextData, open_task
 from bakeoff.text import documents, read
-from bakeoff.text.read import Example
+from bakeoff.text.read import TASK, Example
 from bakeoff.text.stream import stream
 from bakeoff.text.tokenise import IGNORED, Item
-from bakeoff.training.batches import Windows, derived_seed
+from bakeoff.training.batches import derived_seed
 from bakeoff.training.exam import (
     chosen,
     device_named,
@@ -59,10 +59,16 @@ BITS_PER_BYTE = Metric(
     "bits_per_byte", "bits/byte", "lower", "loss on held-out text per byte of it, whatever the tokenizer"
 )
 ACCURACY = Metric("accuracy", "share", "higher", "share of held-out tokens predicted first")
+EXACT = Metric("exact_match", "share", "higher", "share of a task's answers whose every token is predicted first")
 INSTABILITY = Metric(
     "instability", "share", "lower",
     f"share of training steps whose loss lies over {_SPIKE:g} robust standard deviations above the median of the last {_PAST}",
 )  # fmt: skip
+
+
+def exact_of(difficulty: str) -> Metric:
+    """Exact answers at one difficulty of a task."""
+    return Metric(f"exact_match:{difficulty}", "share", "higher", f"share of right answers at {difficulty}")
 
 
 class PretrainQuestion(TrainingQuestion):
@@ -71,8 +77,18 @@ class PretrainQuestion(TrainingQuestion):
     architecture: str = Field(
         description='"decoder(hidden_size=128, num_hidden_layers=2)", or a folder whose config.json is taken, without weights.'
     )
-    train: str = Field(description="Training text: .txt, .jsonl, .csv, .parquet, a dataset folder or a hub id.")
-    tokenizer: str = Field("reference", description="Folder of a tokenizer, or 'reference' for the packaged one.")
+    train: str = Field(
+        description="Training text: .txt, .jsonl, .csv, .parquet, a dataset folder or a hub id; or a synthetic task, "
+        "such as task:sorting(symbols=50)."
+    )
+    difficulty: str | None = Field(None, description="Of a task: what is learned, as in 3, 1-5 or 1-5,10.")
+    exam_difficulty: str | None = Field(
+        None, description="Of a task: what the exam asks, each difficulty by itself. Default: what is learned."
+    )
+    tokenizer: str = Field(
+        "reference",
+        description="Folder of a tokenizer, or 'reference' for the packaged one; a task has one of its own.",
+    )
     valid: str | None = Field(None, description="Held-out text for the exam. Default: a tenth of --train.")
     also: tuple[str, ...] = Field(
         (), description="Further text that no method sees, whose loss is reported as other_loss; may be repeated."
@@ -80,34 +96,11 @@ class PretrainQuestion(TrainingQuestion):
     max_length: int | None = Field(
         None, ge=8, description="Tokens in a training row. Default: 256, or the architecture's positions."
     )
-    exam_items: int = Field(96, ge=2, description="Pieces of each text in the exam, at most; each is about a row long.")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of held-out text: its rows, in which each of its tokens is predicted once, and its length in bytes."""
-
-    rows: tuple[Item, ...]
-    size: int
-
-
-@dataclass(frozen=True)
-class PretrainData:
-    """What a pretrain method may learn from. The exam's text is not in it.
-
-    tokens: int32 [n], all training text, each document followed by the end-of-text token. validation: text on which
-    a method may choose. rows, length: of a training batch.
-    """
-
-    tokens: Tensor
-    validation: Sequence[Piece]
-    tokenizer: PreTrainedTokenizerBase
-    rows: int
-    length: int
-
-    def batches(self, run: Run) -> Windows:
-        """The training batches, `rows` windows of `length` tokens a step, in the order that every method gets for this seed."""
-        return Windows(self.tokens, self.rows, self.length, run.seed)
+    exam_items: int = Field(
+        96,
+        ge=2,
+        description="Pieces of each text in the exam, at most, each about a row long; examples of each difficulty.",
+    )
 
 
 @dataclass
@@ -165,7 +158,10 @@ class PretrainSetting(Setting):
         return self.random(self.seed)
 
     def metrics(self) -> list[Metric]:
-        return [*PRETRAIN_METRICS, *(other_loss(name) for name in self.pieces if name != "held_out")]
+        others = [name for name in self.pieces if name != "held_out"]
+        if isinstance(self.data, TaskData):
+            return [HELD_OUT_LOSS, ACCURACY, EXACT, INSTABILITY, *map(exact_of, others)]
+        return [*PRETRAIN_METRICS, *map(other_loss, others)]
 
     def exam(self, result: Any) -> dict[str, Measured]:
         """Every metric; instability only of a model whose training this setting has seen."""
@@ -175,12 +171,18 @@ class PretrainSetting(Setting):
             statistics = token_statistics(result, [(row.input_ids, row.labels) for row in rows])
             first = np.cumsum([0, *(len(piece.rows) for piece in pieces[:-1])])
             losses = np.add.reduceat(sums(statistics, "negative_log_likelihood"), first)
-            if name != "held_out":
-                measured.append(Measured(other_loss(name), losses))
-                continue
-            bits = np.stack([losses[:, 0] / np.log(2), [float(piece.size) for piece in pieces]], axis=1)
             hits = np.add.reduceat(sums(statistics, "correct"), first)
-            measured += [Measured(HELD_OUT_LOSS, losses), Measured(BITS_PER_BYTE, bits), Measured(ACCURACY, hits)]
+            held_out, is_task = name == "held_out", isinstance(self.data, TaskData)
+            if is_task:
+                exact = np.stack([hits[:, 0] == hits[:, 1], np.ones(len(hits))], axis=1).astype(float)
+                measured.append(Measured(EXACT if held_out else exact_of(name), exact))
+            elif not held_out:
+                measured.append(Measured(other_loss(name), losses))
+            if held_out:
+                measured += [Measured(HELD_OUT_LOSS, losses), Measured(ACCURACY, hits)]
+            if held_out and not is_task:
+                bits = np.stack([losses[:, 0] / np.log(2), [float(piece.size) for piece in pieces]], axis=1)
+                measured.append(Measured(BITS_PER_BYTE, bits))
         if result in self._spikes:
             found, steps = self._spikes[result]
             measured.append(Measured(INSTABILITY, np.array([[float(found), float(max(steps, 1))]])))
@@ -208,14 +210,13 @@ class PretrainSetting(Setting):
 
     def facts(self) -> dict[str, Any]:
         pieces = {"validation": self.data.validation, **{f"exam {name}": found for name, found in self.pieces.items()}}
-        train = Windows(self.data.tokens, self.data.rows, self.data.length, 0)
         return {
             "architecture": self.question.architecture,
             "model_type": self.config.model_type,
             "parameters": self.random(self.seed).num_parameters(),
             "max_length": self.data.length,
             "texts": {
-                "train": {"rows": train.windows, "tokens": len(self.data.tokens)},
+                "train": self.data.facts(),
                 **table_of_texts({name: [row for p in found for row in p.rows] for name, found in pieces.items()}),
             },
         }
@@ -248,7 +249,11 @@ def spikes(losses: Sequence[float]) -> int:
 
 
 def open_pretrain(question: PretrainQuestion) -> PretrainSetting:
-    """Read architecture, tokenizer and texts. ModelError, DataError or UsageError name what is wrong."""
+    """Read architecture, tokenizer and texts or task. ModelError, DataError or UsageError name what is wrong."""
+    if question.train.startswith(TASK):
+        return _open_task(question)
+    if question.difficulty or question.exam_difficulty:
+        raise UsageError("--difficulty and --exam-difficulty are of tasks: leave them out, or give --train task:NAME.")
     tokenizer = read_tokenizer(lm.resolve(question.tokenizer))
     config = _architecture(question.architecture, tokenizer)
     if (limit := getattr(config, "max_position_embeddings", None)) and (question.max_length or 0) > limit:
@@ -273,18 +278,45 @@ def open_pretrain(question: PretrainQuestion) -> PretrainSetting:
             "give longer text or a smaller --max-length."
         )
     pieces = {name: _pieces(examples, tokenizer, length) for name, examples in parts.items()}
-    data = PretrainData(tokens, pieces.pop("validation"), tokenizer, question.rows, length)
-    written = config.to_dict()
-    for name in ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"):
-        written.pop(name, None)
+    data = TextData(pieces.pop("validation"), tokenizer, question.rows, length, tokens)
     origin = {
-        "architecture": hashlib.sha256(json.dumps(written, sort_keys=True, default=str).encode()).hexdigest(),
+        "architecture": _fingerprint(config),
         "tokenizer": lm.fingerprint(question.tokenizer),
         **{name: text_digest(path) for name, path in paths.items()},
     }
     question = question.model_copy(update={"max_length": length})
     exam = {name: chosen(found, question.exam_items) for name, found in pieces.items()}
     return PretrainSetting(question, config, data, exam, origin, device_named(question.device))
+
+
+def _open_task(question: PretrainQuestion) -> PretrainSetting:
+    if question.valid or question.also or question.max_length:
+        raise UsageError("--valid, --also and --max-length are of text, and a task brings its own: leave them out.")
+    data, pieces = open_task(
+        question.train, question.difficulty, question.exam_difficulty, question.exam_items, question.rows
+    )
+    config = _architecture(question.architecture, data.tokenizer)
+    if (limit := held_positions(config)) and data.length > limit:
+        raise UsageError(
+            f"The longest example of these difficulties takes {data.length} tokens, and {question.architecture} holds {limit} "
+            "positions: choose smaller difficulties, or an architecture with more positions."
+        )
+    origin = {"architecture": _fingerprint(config), "task": data.fingerprint()}
+    return PretrainSetting(question, config, data, pieces, origin, device_named(question.device))
+
+
+def _fingerprint(config: PretrainedConfig) -> str:
+    written = config.to_dict()
+    for name in ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"):
+        written.pop(name, None)
+    return hashlib.sha256(json.dumps(written, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def held_positions(config: PretrainedConfig) -> int | None:
+    """The longest input that an architecture takes; None where its positions have no end."""
+    if isinstance(config, DecoderConfig) and config.positions not in ("learned", "random_spaced"):
+        return None
+    return getattr(config, "max_position_embeddings", None)
 
 
 def planted(family: str, seed: int = 0) -> PretrainSetting:
@@ -304,7 +336,7 @@ def planted(family: str, seed: int = 0) -> PretrainSetting:
             made.append(Piece((Item(torch.tensor(ids), torch.tensor(ids), "planted"),), 32))
         return made
 
-    data = PretrainData(torch.tensor(np.tile(cycle, 256), dtype=torch.int32), pieces(16, False), tokenizer, 8, 32)
+    data = TextData(pieces(16, False), tokenizer, 8, 32, torch.tensor(np.tile(cycle, 256), dtype=torch.int32))
     question = PretrainQuestion(architecture=f"tiny {family}", train="planted", max_length=32, exam_items=16)
     exam = {"held_out": pieces(16, False), "random": pieces(16, True)}
     origin = {"planted": family, "seed": seed}
@@ -338,6 +370,9 @@ def _decoder(text: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         registry.pick(name, DecoderConfig.__annotations__, "field of decoder")
         if name == "mixers" and isinstance(value, str):
             given[name] = (value,)
+    if given.get("positions") == "per_digit":
+        digits = [i for word, i in tokenizer.get_vocab().items() if len(word) == 1 and word.isdigit()]
+        given.setdefault("digit_tokens", sorted(digits))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     try:
         return DecoderConfig(**{"vocab_size": len(tokenizer), **ids, **given})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from bakeoff import files
-from bakeoff.errors import DataError
+from bakeoff.errors import DataError, UsageError
 
 Kind = Literal["text", "messages", "completion", "preference"]
 
@@ -64,6 +64,7 @@ _SHAPES: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("text", ("text",)),
 )
 INSTALLED = "installed:"
+TASK = "task:"
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _DOCUMENT_END = "<|endoftext|>"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -79,7 +80,9 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
     or one row a line), .csv, .tsv (where quotes are characters like any other), .parquet, .arrow; text formats also
     with .gz. Folders: what `datasets.save_to_disk` wrote, or all such files below it by name; hidden files and other
     suffixes are passed over. `installed:docstrings`, `installed:code` and `installed:reference`, also with a number of
-    characters after another colon, are text that every installation carries (`installed`). Anything else of the form
+    characters after another colon, are text that every installation carries (`installed`). `task:NAME(options):DIFFICULTY:
+    COUNT`, as in `task:sorting(symbols=9):2-5:1000`, are prompts and completions of a synthetic task's train split. Anything
+    else of the form
     owner/name or owner/name:configuration is a hub id; no remote code is run.
 
     Shapes, by column: text; messages (role and content) or conversations (from and value); prompt and completion (or
@@ -96,6 +99,8 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
     path = Path(source)
     if os.fspath(source).startswith(INSTALLED):
         rows = _installed(os.fspath(source))
+    elif os.fspath(source).startswith(TASK):
+        rows = _task(os.fspath(source))
     elif path.is_dir():
         rows = _folder(path, split)
     elif path.exists():
@@ -120,6 +125,9 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     if os.fspath(path).startswith(INSTALLED):
         rows = [[where, row["text"]] for where, row in _installed(os.fspath(path))]
         return hashlib.sha256(files.canonical(rows)).hexdigest()
+    if os.fspath(path).startswith(TASK):
+        rows = [[where, row["prompt"], row["completion"]] for where, row in _task(os.fspath(path))]
+        return hashlib.sha256(files.canonical(rows)).hexdigest()
     if not root.exists():
         raise _missing(root)
     try:
@@ -132,6 +140,21 @@ def _installed(name: str) -> Iterator[Row]:
     from bakeoff.text.installed import installed_text  # which makes examples, and so stands above this file
 
     yield from ((example.where, {"text": example.text}) for example in installed_text(name))
+
+
+def _task(name: str) -> Iterator[Row]:
+    from bakeoff.text import tasks
+
+    if not (match := re.fullmatch(rf"{TASK}(.+):([\d\s,-]+):(\d+)", name)):
+        raise UsageError(
+            f"{name} names no examples of a task: write task:NAME:DIFFICULTY:COUNT, as in task:sorting(symbols=9):2-5:1000."
+        )
+    task = tasks.make(match[1])
+    if not isinstance(task, tasks.TokenTask):
+        raise UsageError(f"{task.name} is made of vectors and has no text: choose a task that is written in tokens.")
+    examples = task.examples("train", tasks.difficulties(match[2]), int(match[3]))
+    for number, (question, answer) in enumerate(task.text(examples), 1):
+        yield f"{task.name}, example {number}", {"prompt": question + task.joiner, "completion": answer}
 
 
 def _missing(path: Path) -> DataError:

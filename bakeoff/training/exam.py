@@ -15,7 +15,7 @@ from bakeoff.errors import DataError, UsageError
 from bakeoff.lm.score import TokenStatistics
 from bakeoff.metric import Metric
 from bakeoff.text import documents, fingerprint, split
-from bakeoff.text.read import INSTALLED, Example
+from bakeoff.text.read import INSTALLED, TASK, Example
 from bakeoff.text.tokenise import Item
 from bakeoff.training.objectives import logits_of
 
@@ -39,8 +39,8 @@ def named_texts(
 
 
 def text_digest(path: str) -> str:
-    """SHA-256 of a file or folder of data, or of installed text; a hub id stands for itself."""
-    return fingerprint(path) if Path(path).exists() or path.startswith(INSTALLED) else path
+    """SHA-256 of a file or folder of data, of installed text or of a task's examples; a hub id stands for itself."""
+    return fingerprint(path) if Path(path).exists() or path.startswith((INSTALLED, TASK)) else path
 
 
 def divided(path: str, examples: list[Example], shares: dict[str, float]) -> dict[str, list[Example]]:

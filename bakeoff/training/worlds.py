@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bakeoff.errors import UsageError
 from bakeoff.lm.decoder import DecoderConfig, DecoderForCausalLM
 from bakeoff.text.tasks.task import Examples, TokenTask
 from bakeoff.training.batches import Batch, Batches, derived_seed
@@ -93,16 +92,9 @@ def decoder(seed: int, **shape: Any) -> DecoderForCausalLM:
     return DecoderForCausalLM(DecoderConfig(**{"mlp": "gelu", "norm": "layer", **shape}))
 
 
-def longest(task: TokenTask, difficulty: int | Sequence[int], positions: int) -> int:
-    """The tokens of the longest example of these difficulties; UsageError where so many have no positions."""
-    several = (difficulty,) if isinstance(difficulty, int) else difficulty
-    length = max(int(task.examples("train", d, 64).length.max()) for d in several)
-    if length > positions:
-        raise UsageError(
-            f"{task.name} with a {task.unit} of {max(several)} takes {length} tokens, more than the {positions} positions of "
-            "the model: choose a smaller difficulty or a greater max_position_embeddings."
-        )
-    return length
+def longest(task: TokenTask, difficulties: Sequence[int]) -> int:
+    """Tokens of the longest of some examples of each difficulty."""
+    return max(int(task.examples("train", d, 1024).length.max()) for d in set(difficulties))
 
 
 @torch.no_grad()
