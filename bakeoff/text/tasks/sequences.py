@@ -14,21 +14,26 @@ from bakeoff.errors import UsageError
 from bakeoff.text.tasks.task import Examples, TokenTask, Vocabulary
 
 SEPARATOR, END = ">", "."
+SUCCESSOR, OCCURRENCES, FILL, PARITY, BLANK = "successor", "occurrences", "fill", "parity", "?"
 
 
 @dataclass(frozen=True)
-class _OnSymbols(TokenTask):
-    """A list of symbols, ">", and what is to be made of it, "."; the difficulty is how many symbols there are.
+class OnSymbols(TokenTask):
+    """A list of symbols, a mark that says what is asked about it, and the answer; the difficulty is the list's length.
 
     symbols: how many different ones there are; they are the numbers from 0. unique: whether a list has none of them twice.
+    narrow: whether a list's symbols lie in a range of its own, as wide as is drawn from 1 to all (if unique, from the
+    list's length on), so that short lists too have repeats and neighbours. All tasks on symbols have one vocabulary.
     """
 
     symbols: int = 100
     unique: bool = False
+    narrow: bool = False
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary([SEPARATOR, END, *map(str, range(self.symbols))])
+        marks = SEPARATOR, SUCCESSOR, OCCURRENCES, FILL, PARITY, BLANK, END
+        return Vocabulary([*marks, *map(str, range(self.symbols))])
 
     def check(self, difficulty: int | Sequence[int], split: str = "train") -> None:
         super().check(difficulty, split)
@@ -39,19 +44,38 @@ class _OnSymbols(TokenTask):
             )
 
     def draw(self, draw: np.random.Generator, difficulty: int, count: int) -> Examples:
-        if self.unique:
-            values = draw.random((count, self.symbols), dtype=np.float32).argpartition(difficulty - 1, 1)[
-                :, :difficulty
-            ]
-            values = draw.permuted(values, axis=1)
-        else:
-            values = draw.integers(self.symbols, size=(count, difficulty))
-        column = np.ones((count, 1), np.int64)
-        first = self.vocabulary.id("0")
-        question = np.hstack([values + first, column * self.vocabulary.id(SEPARATOR)])
-        return Examples.of(question, np.hstack([self.made(values) + first, column * self.vocabulary.id(END)]))
+        ids = self._lists(draw, difficulty, count) + self.vocabulary.id("0")
+        asked, answer = self.asked(draw, ids)
+        return Examples.of(np.hstack([ids, asked]), answer)
 
-    def made(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _lists(self, draw: np.random.Generator, length: int, count: int) -> NDArray[Any]:
+        width, begin = np.full((count, 1), self.symbols), np.zeros((count, 1), np.int64)
+        if self.narrow:
+            width = draw.integers(length if self.unique else 1, self.symbols + 1, (count, 1))
+            begin = draw.integers(0, self.symbols - width + 1)
+        if not self.unique:
+            return begin + draw.integers(0, width, (count, length))
+        order = draw.random((count, self.symbols), dtype=np.float32)
+        order[np.arange(self.symbols) >= width] = 2
+        return begin + draw.permuted(order.argpartition(length - 1, 1)[:, :length], axis=1)
+
+    def asked(self, draw: np.random.Generator, ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What follows the lists [n, length] in the question, and the answers: ids [n, any]. Symbols' ids are ordered."""
+        raise NotImplementedError
+
+    def column(self, word: str, count: int) -> NDArray[Any]:
+        """[count, 1]: the word's id."""
+        return np.full((count, 1), self.vocabulary.id(word))
+
+
+@dataclass(frozen=True)
+class _Rearranging(OnSymbols):
+    """A list, ">", and the same symbols in another order, "."."""
+
+    def asked(self, draw: np.random.Generator, ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self.column(SEPARATOR, len(ids)), np.hstack([self.made(ids), self.column(END, len(ids))])
+
+    def made(self, ids: NDArray[Any]) -> NDArray[Any]:
         raise NotImplementedError
 
     def solve(self, question: Sequence[str]) -> list[str]:
@@ -62,39 +86,39 @@ class _OnSymbols(TokenTask):
 
 
 @dataclass(frozen=True)
-class Copying(_OnSymbols):
+class Copying(_Rearranging):
     """3 1 2 > 3 1 2 ."""
 
     name: ClassVar[str] = "copying"
 
-    def made(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values
+    def made(self, ids: NDArray[Any]) -> NDArray[Any]:
+        return ids
 
     def plainly(self, symbols: list[str]) -> list[str]:
         return symbols
 
 
 @dataclass(frozen=True)
-class Reversing(_OnSymbols):
+class Reversing(_Rearranging):
     """3 1 2 > 2 1 3 ."""
 
     name: ClassVar[str] = "reversing"
 
-    def made(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values[:, ::-1]
+    def made(self, ids: NDArray[Any]) -> NDArray[Any]:
+        return ids[:, ::-1]
 
     def plainly(self, symbols: list[str]) -> list[str]:
         return symbols[::-1]
 
 
 @dataclass(frozen=True)
-class Sorting(_OnSymbols):
+class Sorting(_Rearranging):
     """3 1 3 2 > 1 2 3 3 ."""
 
     name: ClassVar[str] = "sorting"
 
-    def made(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.sort(values, 1)
+    def made(self, ids: NDArray[Any]) -> NDArray[Any]:
+        return np.sort(ids, 1)
 
     def plainly(self, symbols: list[str]) -> list[str]:
         return sorted(symbols, key=int)
