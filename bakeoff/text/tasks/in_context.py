@@ -187,16 +187,15 @@ class Boolean(_InContext):
             x[rows, first[rows]] = np.where(w != 0, w, np.int8(1))[rows]
             first = first + 1
         positive, negative = w > 0, w < 0
-        rank = np.where(
-            positive, positive.cumsum(1) - 1, positive.sum(1, keepdims=True) + negative.cumsum(1) - 1
-        )  # fmt: skip
+        rank = np.where(positive, positive.cumsum(1), positive.sum(1, keepdims=True) + negative.cumsum(1)) - 1
         taught = np.zeros(len(w), bool)
         taught[rows] = True
         row, variable = np.nonzero((w != 0) & taught[:, None])
         place = first[row] + rank[row, variable]
         x[row, place] = satisfied[row]
         x[row, place, variable] *= -1
-        return first + (w != 0).sum(1)
+        first += (w != 0).sum(1)
+        return first
 
     def _labels(
         self, draw: np.random.Generator, x: NDArray[np.int8], w: NDArray[np.int8]
