@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -48,8 +50,10 @@ def test_there_are_as_many_functions_as_asked_for(functions: int) -> None:
         words = task.vocabulary.words(question)
         assert sum(word in _FUNCTIONS for word in words) == functions
         assert words.count(",") == sum(word in BINARY for word in words)
-        strings = [len(s.split()) for s in " ".join(words[:-1]).replace(",", "|").split("|")]
-        assert strings
+        strings = [part.split() for part in re.split("|".join([*_FUNCTIONS, ","]), " ".join(words[:-1]))]
+        lengths = [len(symbols) for symbols in strings if symbols]
+        assert len(lengths) == words.count(",") + 1
+        assert max(lengths) <= 3
 
 
 def test_all_functions_come_equally_often_at_the_beginning() -> None:

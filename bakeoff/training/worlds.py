@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bakeoff.lm.decoder import DecoderConfig, DecoderForCausalLM
@@ -50,12 +52,15 @@ class Again:
     question: bool = False
 
     def __call__(self, step: int) -> Batch:
-        places = [divmod(place, len(self.examples)) for place in range(step * self.rows, (step + 1) * self.rows)]
-        orders = {
-            p: np.random.default_rng(derived_seed(self.seed, "order", p)).permutation(len(self.examples))
-            for p, _ in places
-        }
-        return batch_of(_cut(self.examples[np.array([orders[p][i] for p, i in places])]), question=self.question)
+        places = np.arange(step * self.rows, (step + 1) * self.rows)
+        count = len(self.examples)
+        chosen = [_order(self.seed, int(place) // count, count)[place % count] for place in places]
+        return batch_of(_cut(self.examples[np.array(chosen)]), question=self.question)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(seed: int, passed: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(derived_seed(seed, "order", passed)).permutation(count)
 
 
 def _cut(examples: Examples) -> Examples:
@@ -98,7 +103,7 @@ def longest(task: TokenTask, difficulties: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def answered(model: nn.Module, examples: Examples, *, rows: int = 512) -> np.ndarray[Any, np.dtype[np.float64]]:
+def answered(model: nn.Module, examples: Examples, *, rows: int = 512) -> NDArray[np.float64]:
     """[n, 4]: whether the whole answer is right, right tokens of it, its tokens, its negative log-likelihood (nats).
 
     An answer is right if each of its tokens is the likeliest after the question and the right tokens before it, which is

@@ -193,7 +193,8 @@ class Occurrences(_OnElement):
             raise UsageError(f"occurrences has no symbol for {longest}: give more symbols or a smaller length.")
 
     def found(self, ids: NDArray[Any], element: NDArray[Any]) -> NDArray[Any]:
-        return (ids == element).sum(1, keepdims=True) + self.vocabulary.id("0")
+        often: NDArray[Any] = (ids == element).sum(1, keepdims=True)
+        return often + self.vocabulary.id("0")
 
     def solve(self, question: Sequence[str]) -> list[str]:
         return [str(question[:-2].count(question[-1]))]

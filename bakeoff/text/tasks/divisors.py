@@ -52,7 +52,7 @@ class _OnPairs(TokenTask):
 
     def largest(self, difficulty: int) -> int:
         """The greatest operand."""
-        most = self.base**difficulty - 1
+        most = int(self.base**difficulty) - 1
         return min(most, self.limit) if self.limit else most
 
     def draw(self, draw: np.random.Generator, difficulty: int, count: int) -> Examples:
@@ -76,7 +76,8 @@ class _OnPairs(TokenTask):
                 numbers.append(0)
             else:
                 numbers[-1] = numbers[-1] * self.base + int(word)
-        left, digits = self.plainly(*numbers), []
+        left = self.plainly(*numbers)
+        digits: list[str] = []
         while left or not digits:
             left, digit = divmod(left, self.base)
             digits.append(str(digit))

@@ -63,7 +63,7 @@ class Pcfg(TokenTask):
     of functions says how much has to be composed.
 
     Source: the functions of PCFG SET, Hupkes et al. 2020, arXiv:1908.08351.
-    Departures: its rules' chances were fitted to a corpus of natural language; here they are even.
+    Departures: its rules' chances were set so that lengths and depths resemble those of a natural corpus; here they are even.
     """
 
     symbols: int = 26

@@ -309,7 +309,8 @@ def _same_by_symmetry(wall: NDArray[np.bool_], start: Ints, goal: Ints, side: in
         weight = np.zeros((-(-side * side // _PACKED), side * side))
         weight[np.arange(side * side) // _PACKED, form] = digits
         hashes.append(hashed(np.vstack([np.full(len(start), side), weight @ grid]).T))
-    return np.minimum.reduce(hashes)
+    smallest: NDArray[np.uint64] = np.minimum.reduce(hashes)
+    return smallest
 
 
 Cell = tuple[int, int]

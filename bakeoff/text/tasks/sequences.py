@@ -57,7 +57,8 @@ class OnSymbols(TokenTask):
             return begin + draw.integers(0, width, (count, length))
         order = draw.random((count, self.symbols), dtype=np.float32)
         order[np.arange(self.symbols) >= width] = 2
-        return begin + draw.permuted(order.argpartition(length - 1, 1)[:, :length], axis=1)
+        lists: NDArray[Any] = begin + draw.permuted(order.argpartition(length - 1, 1)[:, :length], axis=1)
+        return lists
 
     def asked(self, draw: np.random.Generator, ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """What follows the lists [n, length] in the question, and the answers: ids [n, any]. Symbols' ids are ordered."""

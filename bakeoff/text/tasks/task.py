@@ -59,6 +59,8 @@ class Drawn(ABC):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """The examples of all parts, one part after the other; shorter ones are padded with zeros on the right."""
+        if len(parts) == 1:
+            return parts[0]
         made = {}
         for f in fields(cls):  # type: ignore[arg-type]
             arrays = [getattr(part, f.name) for part in parts]
