@@ -57,7 +57,7 @@ ALONG = "validation accuracy by step"
         },
         "laptop": {
             "seeds": 4, "task": "modular-chain(format='chain_of_thought', modulus=3, operations='+')", "separator": ".",
-            "difficulty": 5, "steps": 1200, "rows": 64, "interval": 240, "layers": 2, "width": 64, "heads": 4, "rate": 2e-3,
+            "difficulty": 5, "steps": 2000, "rows": 64, "interval": 400, "layers": 2, "width": 64, "heads": 4, "rate": 2e-3,
             "items": 512,
         },
         "gpu": {

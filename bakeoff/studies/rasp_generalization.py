@@ -35,7 +35,7 @@ HINTED = {
 TASKS = {**SHORT, **LONG, **HINTED}
 GUESSED = {"parity": 0.5}
 FEW = {
-    "count": 600, "mode": 1000, "copy, all different": 3200, "copy, two symbols": 3200, "parity": 1500, "parity, hints": 1500,
+    "count": 1500, "mode": 1000, "copy, all different": 5000, "copy, two symbols": 5000, "parity": 2500, "parity, hints": 2500,
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ METRICS = (KNOWN, ACCURACY, VALIDATION)
             "chance": 0.25, "layers": 1, "width": 16, "heads": 2, "rates": (1e-2,), "each": 4,
         },
         "laptop": {
-            "seeds": 10, "base": 30, "limit": 0, "digits": 2, "strata": 30, "steps": 700, "rows": 64, "sets": (2048, 8192),
+            "seeds": 10, "base": 30, "limit": 0, "digits": 2, "strata": 30, "steps": 1400, "rows": 64, "sets": (2048, 8192),
             "small": 512, "chance": 0.25, "layers": 1, "width": 64, "heads": 4, "rates": (2e-3, 5e-3), "each": 40,
         },
         "gpu": {
@@ -71,7 +71,7 @@ def repeated_examples(
 ) -> None:  # fmt: skip
     """`sets` are the sizes of limited sets; `each` is the number of test questions for each divisor up to `strata`.
 
-    Departures: a decoder, not encoder and decoder; at scale laptop one layer, base 30, numbers below 900, and 45 thousand
+    Departures: a decoder, not encoder and decoder; at scale laptop one layer, base 30, numbers below 900, and 90 thousand
     examples in place of hundreds of millions.
     """
     shared: dict[str, Any] = {

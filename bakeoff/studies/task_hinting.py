@@ -52,7 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
             "width": 16, "layers": 1, "heads": 1, "rate": 3e-3, "gain": 0.2,
         },
         "laptop": {
-            "seeds": 3, "steps": 1250, "rows": 32, "symbols": 64, "unique": True, "longest": 6,
+            "seeds": 3, "steps": 2500, "rows": 32, "symbols": 64, "unique": True, "longest": 6,
             "tested": (6, 12, 18, 24, 30), "items": 256, "width": 64, "layers": 2, "heads": 2, "rate": 5e-3, "gain": 0.2,
         },
         "gpu": {
