@@ -528,10 +528,18 @@ def study(
 
 
 @app.command()
-def studies(as_json: Json = False) -> None:
+def studies(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Every verdict with its effects, as markdown.")] = False,
+) -> None:
     """List the claims that were run, with their verdicts."""
     from bakeoff import study as studying
 
+    if markdown:
+        from bakeoff.report.verdicts import page
+
+        print(page(studying.recorded()), end="")
+        return
     rows = studying.listed()
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import pytest
 from bakeoff import stats, study
 from bakeoff.errors import UsageError
 from bakeoff.metric import Metric
+from bakeoff.report.verdicts import page
 from bakeoff.store import Store
 from bakeoff.studies.minifinetuning import matched
 from bakeoff.study import Arm, Lab, Study
@@ -80,6 +83,32 @@ def test_larger_scales_can_come_to_a_verdict(slug: str) -> None:
     assert chosen.scales.keys() == {"smoke", "laptop", "gpu"}
     assert min(chosen.scales[scale]["seeds"] for scale in ("laptop", "gpu")) >= 3
     assert len({frozenset(values) for values in chosen.scales.values()}) == 1
+
+
+@pytest.mark.parametrize("path", sorted(study._VERDICTS.glob("*.json")), ids=lambda path: path.stem)
+def test_recorded_verdicts_have_their_shape(path: Path) -> None:
+    verdict = json.loads(path.read_text("utf-8"))
+    assert path.stem == f"{verdict['slug']}-{verdict['scale']}"
+    chosen = study.found()[verdict["slug"]]
+    assert verdict["scale"] in chosen.scales
+    assert len(verdict["seeds"]) >= 3
+    assert verdict["seeds"] == sorted(set(verdict["seeds"]))
+    outcomes = {e["outcome"] for e in verdict["expectations"]}
+    assert verdict["verdict"] == ("fails" if "fails" in outcomes else "holds" if outcomes == {"holds"} else "undecided")
+    for e in verdict["expectations"]:
+        assert (e["above"] is None) != (e["below"] is None)
+        assert e["low"] <= e["effect"] <= e["high"]
+        assert len(e["per_seed"]) == len(verdict["seeds"])
+        beyond = (e["low"] > e["above"]) if e["below"] is None else (e["high"] < e["below"])
+        assert beyond == (e["outcome"] == "holds")
+    assert {"commit", "processor", "cores", "threads", "versions"} <= set(verdict["environment"])
+    if verdict["code_hash"] != chosen.code_hash:
+        warnings.warn(f"the verdict on {verdict['slug']} is stale: run it anew", stacklevel=1)
+
+
+def test_the_page_of_verdicts_is_what_was_recorded() -> None:
+    written = (Path(__file__).parents[1] / "docs" / "verdicts.md").read_text("utf-8")
+    assert written == page(study.recorded()), "write it anew: bakeoff studies --markdown > docs/verdicts.md"
 
 
 def test_contrast_is_the_weighted_sum_of_each_seed(lab: Lab) -> None:
