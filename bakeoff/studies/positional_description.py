@@ -35,10 +35,11 @@ DRAWS = 3
     source="Shen et al. 2023, arXiv:2311.14737; sizes, the chances of spaces, the random shift and bounds are our own",
     expectation="Small decoders learn products from equally many examples, with the number of digits of each factor drawn "
     "evenly. With factors and products padded to one length and the product's digits reversed, at least 20 points more of "
-    "held-out products of the longest factors are right than with neither, and more are than with either alone. Of sums "
-    "that are one digit longer than any of training, a decoder with learned positions gets fewer than 5% right; with random spaces between the symbols in training "
-    "it gets at least 30 points more, and more than with a random shift of all positions, which spaces bring along. Reported "
-    "without an expectation: a random unit vector in every token's embedding in place of positions, and no positions.",
+    "held-out products of the longest factors are right than with neither, and more than with either alone. Of sums that are "
+    "one digit longer than any of training, a decoder with learned positions gets fewer than 5% right; with random spaces "
+    "between the symbols in training it gets at least 30 points more, and more than with a random shift of all positions, "
+    "which spaces bring along. Reported without an expectation: a random unit vector in every token's embedding in place of "
+    "positions, and no positions.",
     scales={
         "smoke": {
             "seeds": 1, "steps": 2, "rows": 8, "factor_digits": 2, "products": 60, "sum_digits": 2, "beyond": (1, 2),
