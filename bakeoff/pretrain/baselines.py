@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from bakeoff import lm
 from bakeoff.method import Range
 from bakeoff.pretrain.contest import pretrain
-from bakeoff.pretrain.data import PretrainData
 from bakeoff.training.optimizers import matrices_decay
 from bakeoff.training.run import Run
 from bakeoff.training.schedules import Schedule, cosine
+from bakeoff.training.sources import PretrainData
 
 LearningRate = Annotated[float, Range(1e-5, 1e-1, log=True)]
 WeightDecay = Annotated[float, Range(0.0, 1.0)]

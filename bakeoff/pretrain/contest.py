@@ -31,7 +31,6 @@ from bakeoff.lm.score import token_statistics
 from bakeoff.lm.tiny import tiny, tiny_tokenizer
 from bakeoff.method import Method, Spec
 from bakeoff.metric import Measured, Metric
-from bakeoff.pretrain.data import Piece, PretrainData, TaskData, TextData, open_task
 from bakeoff.text import documents, read
 from bakeoff.text.read import TASK, Example
 from bakeoff.text.stream import stream
@@ -50,6 +49,7 @@ from bakeoff.training.exam import (
 )
 from bakeoff.training.options import TrainingQuestion
 from bakeoff.training.run import Run
+from bakeoff.training.sources import Piece, PretrainData, TaskData, TextData, open_task
 
 _CHARACTERS_A_TOKEN = 3  # about, of English: what makes a piece of text in the exam about as long as a row
 _SPIKE, _PAST, _FEWEST = 4.0, 64, 16

@@ -1,4 +1,4 @@
-"""What a pretrain method learns from: a stream of text, or a synthetic task, and the pieces of the exam."""
+"""What a model is trained on from scratch: a stream of text, or a synthetic task, and the pieces of the exam."""
 
 from __future__ import annotations
 
