@@ -401,6 +401,8 @@ def told(verdict: Mapping[str, Any]) -> str:
         )
         lines.append(f"  {e['outcome']:10} {e['sentence']}: {e['effect']:.4g}, {interval}; expected {bounds}")
     names = sorted({name for values in verdict["arms"].values() for name in values})
+    count = len(verdict["seeds"])
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
     width = max(map(len, verdict["arms"]), default=0)
     lines += ["", "  ".join([" " * width, *names])]
     for label, values in verdict["arms"].items():
@@ -417,6 +419,6 @@ def told(verdict: Mapping[str, Any]) -> str:
         ]
     lines += [
         "",
-        f"Verdict at scale {verdict['scale']}, {len(verdict['seeds'])} seeds, {verdict['seconds']:.0f} seconds: {verdict['verdict']}",
+        f"Verdict at scale {verdict['scale']}, {seeds}, {verdict['seconds']:.0f} seconds: {verdict['verdict']}",
     ]
     return "\n".join(lines)

@@ -366,6 +366,7 @@ def test_positions_per_digit_know_the_digits_of_a_task() -> None:
         ({"train": "task:sortin"}, "did you mean sorting"),
         ({"train": "task:boolean", "difficulty": "5"}, "made of vectors"),
         ({"max_length": 16}, "a task brings its own"),
+        ({"tokenizer": "elsewhere"}, "a task brings its own"),
         ({"exam_difficulty": "40", "architecture": DECODER[:-1] + ", positions=learned)"}, "takes 82 tokens"),
         ({"train": "texts.txt"}, "are of tasks"),
     ],

@@ -202,8 +202,9 @@ class RelativePositions(nn.Module):
 class LengthScale(nn.Module):
     """Multiplies a query that sees n tokens by s log(n) + t, with s and t learned for each head, from 0 and 1.
 
-    Source: the idea of length-dependent logits, Awasthi and Gupta 2023, arXiv:2310.00726; the form log(n) is Chiang and
-    Cholak 2022, arXiv:2202.12172, section 5.3.
+    Source: the idea of length-dependent logits, Awasthi and Gupta 2023, arXiv:2310.00726; the factor log(n), from memory,
+    Chiang and Cholak 2022, arXiv:2202.12172.
+    Departures: slope and level are learned; the first paper's own function of the length was not at hand.
     """
 
     def __init__(self, heads: int) -> None:

@@ -425,8 +425,8 @@ def spaced(places: Tensor, entries: int) -> Tensor:
 
     0, 1 or 2 places are left out before a token with chances 0.7, 0.2 and 0.1; at the end of the table none are.
 
-    Source: Shen et al. 2023, arXiv:2311.14737, section 4, whose random spaces between symbols become random steps of the
-    positions, as in Ruoss et al. 2023, arXiv:2305.16843, section 3.
+    Source: Shen et al. 2023, arXiv:2311.14737, whose random spaces between symbols become random steps of the positions, in
+    the manner of Ruoss et al. 2023, arXiv:2305.16843.
     Departures: the chances are our own; in evaluation places are as they stand, without a draw.
     """
     room = entries - 1 - int(places.max())

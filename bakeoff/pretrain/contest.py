@@ -290,13 +290,15 @@ def open_pretrain(question: PretrainQuestion) -> PretrainSetting:
 
 
 def _open_task(question: PretrainQuestion) -> PretrainSetting:
-    if question.valid or question.also or question.max_length:
-        raise UsageError("--valid, --also and --max-length are of text, and a task brings its own: leave them out.")
+    if question.valid or question.also or question.max_length or question.tokenizer != "reference":
+        raise UsageError(
+            "--valid, --also, --max-length and --tokenizer are of text, and a task brings its own: leave them out."
+        )
     data, pieces = open_task(
         question.train, question.difficulty, question.exam_difficulty, question.exam_items, question.rows
     )
     config = _architecture(question.architecture, data.tokenizer)
-    if (limit := held_positions(config)) and data.length > limit:
+    if (limit := _held_positions(config)) and data.length > limit:
         raise UsageError(
             f"The longest example of these difficulties takes {data.length} tokens, and {question.architecture} holds {limit} "
             "positions: choose smaller difficulties, or an architecture with more positions."
@@ -312,7 +314,7 @@ def _fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(json.dumps(written, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def held_positions(config: PretrainedConfig) -> int | None:
+def _held_positions(config: PretrainedConfig) -> int | None:
     """The longest input that an architecture takes; None where its positions have no end."""
     if isinstance(config, DecoderConfig) and config.positions not in ("learned", "random_spaced"):
         return None

@@ -82,8 +82,7 @@ def read(source: str | os.PathLike[str], *, kind: Kind | None = None, split: str
     suffixes are passed over. `installed:docstrings`, `installed:code` and `installed:reference`, also with a number of
     characters after another colon, are text that every installation carries (`installed`). `task:NAME(options):DIFFICULTY:
     COUNT`, as in `task:sorting(symbols=9):2-5:1000`, are prompts and completions of a synthetic task's train split. Anything
-    else of the form
-    owner/name or owner/name:configuration is a hub id; no remote code is run.
+    else of the form owner/name or owner/name:configuration is a hub id; no remote code is run.
 
     Shapes, by column: text; messages (role and content) or conversations (from and value); prompt and completion (or
     response), taken as they are; question and answer, problem and solution, instruction (and input) and output, where

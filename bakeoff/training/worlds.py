@@ -18,7 +18,10 @@ from bakeoff.training.batches import Batch, Batches, derived_seed
 from bakeoff.training.objectives import Objective, cross_entropy
 from bakeoff.training.optimizers import matrices_decay
 from bakeoff.training.run import Run
-from bakeoff.training.schedules import Schedule, cosine
+from bakeoff.training.schedules import cosine
+
+_ROWS = 512
+"""Rows of one forward pass when answers are read."""
 
 
 def batch_of(examples: Examples, *, question: bool = False) -> Batch:
@@ -73,20 +76,17 @@ def from_scratch(
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
-    schedule: Schedule | None = None,
     objective: Objective = cross_entropy,
-    share: float = 1.0,
     **shape: Any,
 ) -> DecoderForCausalLM:
     """A decoder of this `shape` (fields of DecoderConfig), its weights drawn from the run's seed, trained on the batches.
 
-    AdamW with betas 0.9 and 0.95, no weight decay of vectors, and by default a cosine down to a tenth of the rate after a
-    warm-up of 5%.
+    AdamW with betas 0.9 and 0.95, no weight decay of vectors, and a cosine down to a tenth of the rate after a warm-up of 5%.
     """
     model = decoder(run.seed, **shape).to(run.device)  # type: ignore[arg-type]
     run.train(
         model, batches, learning_rate=learning_rate, optimizer=matrices_decay(weight_decay),
-        schedule=schedule or cosine(0.05, least=0.1), objective=objective, share=share,
+        schedule=cosine(0.05, least=0.1), objective=objective,
     )  # fmt: skip
     return model
 
@@ -103,7 +103,7 @@ def longest(task: TokenTask, difficulties: Sequence[int]) -> int:
 
 
 @torch.no_grad()
-def answered(model: nn.Module, examples: Examples, *, rows: int = 512) -> NDArray[np.float64]:
+def answered(model: nn.Module, examples: Examples) -> NDArray[np.float64]:
     """[n, 4]: whether the whole answer is right, right tokens of it, its tokens, its negative log-likelihood (nats).
 
     An answer is right if each of its tokens is the likeliest after the question and the right tokens before it, which is
@@ -112,8 +112,8 @@ def answered(model: nn.Module, examples: Examples, *, rows: int = 512) -> NDArra
     device = next(model.parameters()).device
     found = np.zeros((len(examples), 4))
     order = np.argsort(examples.length, kind="stable")
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
+    for begin in range(0, len(order), _ROWS):
+        chosen = order[begin : begin + _ROWS]
         batch = batch_of(_cut(examples[chosen])).to(device)
         output: Any = model(input_ids=batch.input_ids, use_cache=False)
         logits, labels = output.logits[:, :-1].float(), batch.labels[:, 1:]
