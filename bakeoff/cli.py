@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -13,7 +12,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,8 +25,6 @@ from bakeoff.training import parallel
 from bakeoff.training.threads import keep_memory
 
 if TYPE_CHECKING:
-    from bakeoff.comparison import Comparison
-    from bakeoff.executor import Executor
     from bakeoff.store import Store
 
 app = typer.Typer(
@@ -201,106 +197,17 @@ _APPLY: dict[str, Any] = {
 }
 
 
-def _given(contest_name: str, options: dict[str, Any], known: set[str]) -> tuple[Any, dict[str, Any]]:
-    """The question and the remaining fields, from the configuration file and the options; options win."""
-    import yaml
-    from pydantic import ValidationError
-
-    from bakeoff import registry
-
-    contest = registry.contest(contest_name)
-    fields = dict.fromkeys(known)
-    if path := options.pop("config"):
-        try:
-            loaded = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-        except OSError as error:
-            raise UsageError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
-        if not isinstance(loaded, dict):
-            raise UsageError(f"The configuration {path} must hold fields such as 'model: DIR', one a line.")
-        loaded = {str(key).replace("-", "_"): value for key, value in loaded.items()}
-        for key in loaded:
-            registry.pick(key, [*known, *contest.question.model_fields], f"field in {path}")
-        fields |= loaded
-    fields |= {k: value for k, value in options.items() if value is not None and value is not False and value != []}
-    asked = {key: fields.pop(key) for key in contest.question.model_fields if fields.get(key) is not None}
-    try:
-        return contest.question(**asked), fields
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
-        wrong = "is needed" if first["type"] == "missing" else f"is wrong ({first['msg']})"
-        raise UsageError(f"{name} {wrong}: --help says what it takes.") from None
-
-
-def _need(fields: dict[str, Any], name: str, example: str) -> str:
-    if fields.get(name) is None:
-        raise UsageError(f"--{name} is needed, for example --{name} {example}.")
-    return str(fields[name])
-
-
-def _budget(contest_name: str, fields: dict[str, Any]) -> str:
-    """What was given, else the contest's own; UsageError where it has none."""
-    from bakeoff import registry
-
-    own = registry.contest(contest_name).budget
-    return own if own and fields["budget"] is None else _need(fields, "budget", "60steps")
-
-
-def _number(fields: dict[str, Any], name: str, default: float, least: float = 0) -> Any:
-    """A number of the default's type; a configuration file may hold anything."""
-    value, kind = default if fields[name] is None else fields[name], type(default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < least or value != kind(value):
-        option = "--" + name.replace("_", "-")
-        whole = "whole " if kind is int else ""
-        raise UsageError(f"{option} must be a {whole}number of at least {least:g}, not {value!r}.")
-    return kind(value)
-
-
-def _executor(fields: dict[str, Any]) -> Executor | None:
-    """What spreads the trials; None where they run in this process."""
-    from bakeoff import registry
-    from bakeoff.executor import Executor
-
-    kind = registry.pick(str(fields["executor"] or "serial"), ("serial", "joblib", "ray"), "executor")
-    if kind == "serial" and fields["workers"] is not None:
-        raise UsageError(
-            "--workers needs other processes to work in: give --executor joblib or --executor ray as well."
-        )
-    if kind != "ray" and fields["ray_address"] is not None:
-        raise UsageError("--ray-address names a Ray cluster: give --executor ray as well.")
-    if kind == "serial":
-        return None
-    workers = None if fields["workers"] is None else _number(fields, "workers", 1, 1)
-    address = None if fields["ray_address"] is None else str(fields["ray_address"])
-    if parallel.processes() > 1:
-        raise UsageError("--executor and a launcher of several processes exclude one another: use one of them.")
-    return Executor("ray" if kind == "ray" else "joblib", workers, address)
-
-
 def _compare(contest_name: str, options: dict[str, Any]) -> int:
-    question, fields = _given(contest_name, options, {*_COMPARE, *_COMMON} - {"config"})
-    from bakeoff import registry
-    from bakeoff.budget import Budget
-    from bakeoff.comparison import Comparison
-    from bakeoff.method import Spec
+    from bakeoff.running import COMPARED, given, need, put, run_comparison
 
-    first = _number(fields, "seed_base", 0)
-    methods = fields["methods"] or []
+    question, fields = given(contest_name, options, {*COMPARED, "out", "store", "quiet", "json", "dry_run"})
     with watching(bool(fields["quiet"])) as watch:
-        comparison = Comparison(
-            registry.contest(contest_name), question,
-            [Spec.parse(str(m)) for m in (methods if isinstance(methods, list) else [methods])],
-            Budget.parse(_budget(contest_name, fields)), range(first, first + _number(fields, "seeds", 3, 1)),
-            baseline=fields["baseline"] and str(Spec.parse(str(fields["baseline"]))), tune=_number(fields, "tune", 0),
-            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch, notice=notice, executor=_executor(fields),
-        )  # fmt: skip
+        comparison = put(contest_name, question, fields, watch=watch, notice=notice)
         if len(comparison.seeds) < 3:
             notice("Fewer than 3 seeds decide nothing reliably: one gives no interval, two too narrow a one.")
         if fields["dry_run"]:
             return print_plan(comparison, bool(fields["json"]))
-        out = Path(_need(fields, "out", "results"))
+        out = Path(need(fields, "out", "results"))
         results = run_comparison(comparison, out, _store(fields["store"]))
     print_results(results, out, bool(fields["json"]))
     left_out = results["comparison"]["facts"].get("failures", ())
@@ -310,49 +217,15 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
     return 1 if failed or left_out else 0
 
 
-def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str, Any]:
-    """Run a comparison and write `results.json`, `report.html` and, where a method helped, the model in `winner/`."""
-    from bakeoff import files
-    from bakeoff.report.card import model_card
-    from bakeoff.report.page import write_report
-
-    def card(trial: dict[str, Any]) -> str:
-        return model_card(comparison.methods[trial["label"]], trial, results["comparison"], results["environment"])
-
-    comparison = comparison.prepared()
-
-    def prepare() -> None:
-        with files.writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-
-    def finish() -> None:
-        with _only_writer(out, store):
-            files.write_json(out / "results.json", results)
-            comparison.export_winner(results, store, out / "winner", card)
-            write_report(results, out)
-
-    parallel.on_first(prepare)
-    results = comparison.run(store)
-    parallel.on_first(finish)
-    return results
-
-
-def _only_writer(out: Path, store: Store) -> AbstractContextManager[None]:
-    """Keeps processes that share a store from writing the same output at once."""
-    from bakeoff.store import address
-
-    if not parallel.is_first():
-        return contextlib.nullcontext()
-    return store.lock("outputs", address({"folder": str(out.resolve())}))
-
-
 def _apply(contest_name: str, options: dict[str, Any]) -> int:
-    question, fields = _given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
     from bakeoff import registry
+    from bakeoff.running import budget, given, need, number, only_writer
+
+    question, fields = given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
     from bakeoff.method import Spec
 
-    spec, out = Spec.parse(_need(fields, "method", "full")), Path(_need(fields, "out", "model"))
-    seed, direct = _number(fields, "seed", 0), registry.contest(contest_name).direct
+    spec, out = Spec.parse(need(fields, "method", "full")), Path(need(fields, "out", "model"))
+    seed, direct = number(fields, "seed", 0), registry.contest(contest_name).direct
     _refuse_to_replace(out)
     if direct:
         method = registry.method(contest_name, spec.name)
@@ -371,8 +244,8 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
 
     with watching(bool(fields["quiet"])) as watch:
         comparison = Comparison(
-            registry.contest(contest_name), question, [spec], Budget.parse(_budget(contest_name, fields)), [seed],
-            checkpoint_seconds=_number(fields, "checkpoint_seconds", 30.0), watch=watch,
+            registry.contest(contest_name), question, [spec], Budget.parse(budget(contest_name, fields)), [seed],
+            checkpoint_seconds=number(fields, "checkpoint_seconds", 30.0), watch=watch,
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
         results = comparison.run(store)
@@ -383,7 +256,7 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
         if trial["status"] != "done":
             raise BakeoffError(f"{spec} failed: {trial['error']}")
         card = model_card(comparison.methods[str(spec)], trial, results["comparison"], results["environment"])
-        with _only_writer(out, store):
+        with only_writer(out, store):
             dataclasses.replace(comparison, notice=notice).export(trial, store, out, card)
     if fields["json"]:
         print(json.dumps({"out": str(out), "trial": trial, "untouched": results["comparison"]["untouched"]}, indent=2))
@@ -679,6 +552,7 @@ def recipe(
     """Train in stages, each on the result of an earlier one, and save the last model."""
     from bakeoff.recipe import Recipe
     from bakeoff.report.card import recipe_card
+    from bakeoff.running import only_writer
 
     chain, place = Recipe.read(file, override or []), _store(store)
     if dry_run:
@@ -687,7 +561,7 @@ def recipe(
     if out is None:
         raise UsageError("--out is needed, for example --out model.")
     _refuse_to_replace(out)
-    with watching(quiet) as watch, _only_writer(out, place):
+    with watching(quiet) as watch, only_writer(out, place):
         made = chain.run(place, out, recipe_card, checkpoint_seconds=checkpoint_seconds, watch=watch, notice=notice)
     if as_json:
         print(json.dumps(made, indent=2))
@@ -709,6 +583,7 @@ def report(
     """Write report.html anew from a folder's results.json, and print the table."""
     from bakeoff.report.page import write_report
     from bakeoff.report.table import markdown
+    from bakeoff.running import read_results
 
     results = read_results(folder)
     path = write_report(results, folder)
@@ -723,6 +598,7 @@ def demo(
 ) -> int:
     """Compare five ways of fine-tuning the packaged model on real text: a few minutes on two cores."""
     from bakeoff import demo as demonstration
+    from bakeoff.running import run_comparison
 
     with watching(quiet) as watch:
         comparison = demonstration.comparison(out, watch, notice)
@@ -730,22 +606,6 @@ def demo(
     print_results(results, out, False)
     print(demonstration.next_commands(out))
     return 0
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """The results that a comparison wrote; UsageError where there are none or they are damaged."""
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text("utf-8"))
-        if not isinstance(results, dict) or not {"comparison", "trials", "effects", "environment"} <= set(results):
-            raise ValueError("fields are missing")
-    except OSError:
-        raise UsageError(f"There is no {path}: give the folder that `bakeoff compare --out` wrote.") from None
-    except ValueError as error:
-        raise UsageError(
-            f"{path} is damaged ({error}): run the same `bakeoff compare` again; finished trials are kept."
-        ) from None
-    return dict(results)
 
 
 def _store(url: str | None) -> Store:

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ ALPHA = 0.05
 
 Watch = Callable[[str, int, int, float, float], None]
 """Called with what runs, how many trials are over, how many there are, the fraction done of this one, and its loss."""
+
+Ended = Callable[[str, int, Mapping[str, Any]], None]
+"""Called with label, seed and record of each trial that is over, in the order in which they end."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Comparison:
     checkpoint_seconds: float = 30.0
     watch: Watch = lambda what, over, total, fraction, loss: None
     notice: Callable[[str], None] = lambda sentence: None
+    ended: Ended = lambda label, seed, record: None
     setting: Setting | None = None
     executor: Executor | None = None
     methods: dict[str, Method] = field(init=False, default_factory=dict)
@@ -90,6 +94,19 @@ class Comparison:
             if lacking := setting.lacks(method):
                 raise UsageError(lacking)
         return dataclasses.replace(self, setting=setting)
+
+    def watched(self, watch: Watch, ended: Ended) -> Comparison:
+        """The same comparison, which tells these as well."""
+
+        def also_watch(what: str, over: int, total: int, fraction: float, loss: float) -> None:
+            self.watch(what, over, total, fraction, loss)
+            watch(what, over, total, fraction, loss)
+
+        def also_ended(label: str, seed: int, record: Mapping[str, Any]) -> None:
+            self.ended(label, seed, record)
+            ended(label, seed, record)
+
+        return dataclasses.replace(self, watch=also_watch, ended=also_ended)
 
     def run(self, store: Store) -> dict[str, Any]:
         """Run what is not in the store yet and return the results, in the form of `results.json`.
@@ -172,6 +189,7 @@ class Comparison:
                     f"{what} failed: {record['error']} (traceback in trials/{trials[place].key}.json of the store)"
                 )
             self.watch(what, len(records), len(trials), 1.0, math.nan)
+            self.ended(*place, record)
 
         if self.executor:
             for place, trial in trials.items():
