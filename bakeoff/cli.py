@@ -19,7 +19,20 @@ import typer
 from typer.exceptions import TyperException
 
 from bakeoff import __version__
-from bakeoff.console import notice, print_plan, print_readings, print_results, print_stages, watching
+from bakeoff.console import (
+    method_row,
+    notice,
+    paper_row,
+    print_found,
+    print_method,
+    print_paper,
+    print_papers,
+    print_plan,
+    print_readings,
+    print_results,
+    print_stages,
+    watching,
+)
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.training import parallel
 from bakeoff.training.threads import keep_memory
@@ -290,11 +303,19 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 @app.command("list")
 def list_methods(
-    contest: Annotated[str | None, typer.Argument(help="Contest; default: all.")] = None, as_json: Json = False
+    contest: Annotated[str | None, typer.Argument(help="Contest; default: all.")] = None,
+    papers: Annotated[bool, typer.Option("--papers", help="The papers of the catalogue, with status.")] = False,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --papers: a page of markdown.")] = False,
 ) -> None:
-    """List the contests and their methods."""
+    """List the contests and their methods, or the papers."""
     from bakeoff import registry
 
+    if papers:
+        _list_papers(contest, as_json, markdown)
+        return
+    if markdown:
+        raise UsageError("--markdown is for the papers: give --papers as well.")
     names = [registry.pick(contest, registry.contest_names(), "contest")] if contest else registry.contest_names()
     rows = [
         {
@@ -319,46 +340,115 @@ def list_methods(
             print(f"  {row['method']:{width}}  {row['summary']}")
 
 
+def _list_papers(contest: str | None, as_json: bool, markdown: bool) -> None:
+    from bakeoff import registry
+    from bakeoff.catalogue.status import entries
+    from bakeoff.catalogue.table import page
+
+    chosen = list(entries().values())
+    if contest:
+        registry.pick(contest, sorted({entry.paper.contest for entry in chosen}), "contest")
+        chosen = [entry for entry in chosen if entry.paper.contest == contest]
+    if markdown:
+        print(page(chosen), end="")
+    elif as_json:
+        print(json.dumps([paper_row(entry) for entry in chosen], indent=2, ensure_ascii=False))
+    else:
+        print_papers(chosen)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A problem, a technique or a title, in words.")],
+    count: Annotated[int, typer.Option(min=1, help="Papers, at most.")] = 10,
+    embedding: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of an encoder to search by meaning as well; none: words alone."),
+    ] = None,
+    store: StoreUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Find papers by words (BM25) and, where an embedding model is at hand, by meaning."""
+    from bakeoff.catalogue.papers import papers
+    from bakeoff.catalogue.search import EMBEDDING, Index, embedding_at_hand
+    from bakeoff.catalogue.status import entries
+
+    chosen = embedding_at_hand(embedding, _store(store))
+    found = Index(list(papers().values()), chosen).search(query, count)
+    if as_json:
+        rows = [{**paper_row(entries()[f.paper.slug]), "bm25": f.bm25, "embedding": f.embedding} for f in found]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not found:
+        print("No paper fits: try fewer or other words.")
+        return
+    print_found(found, chosen is not None)
+    if chosen is None and embedding is None:
+        notice(f"Searched by words alone; to search by meaning as well, give --embedding {EMBEDDING}.")
+
+
 @app.command()
 def show(name: str, as_json: Json = False) -> None:
-    """Show a method: what it does, its source, its parameters and what they may be."""
+    """Show a paper: its claim, what runs here, its verdicts; or a method, as lora or tune/lora: source, parameters, limits."""
     from bakeoff import registry
-    from bakeoff.method import Range
+    from bakeoff.catalogue.status import entries
 
-    found = {c: registry.methods(c) for c in registry.contest_names()}
-    places = [c for c, methods in found.items() if name in methods]
-    if not places and (".py" in name or ":" in name):
-        method = registry.method_from(name)
+    entry = entries().get(name)
+    if entry is None and (".py" in name or ":" in name):
+        methods = [registry.method_from(name)]
     else:
-        if not places:
-            registry.pick(name, [m for methods in found.values() for m in methods], "method")
-        method = found[places[0]][name]
-    parameters = [
-        {"name": p.name, "type": p.type.__name__, "default": p.default,
-         "values": [p.values.low, p.values.high] if isinstance(p.values, Range) else list(p.values or [])}
-        for p in method.parameters
-    ]  # fmt: skip
+        every = [m for contest in registry.contest_names() for m in registry.methods(contest).values()]
+        methods = [m for m in every if name in (m.name, f"{m.contest}/{m.name}") or (entry and m.paper == name)]
+        if entry is None and not methods:
+            registry.pick(name, sorted({*(m.name for m in every), *entries()}), "paper or method")
     if as_json:
-        print(json.dumps({"method": method.name, "contest": method.contest, "paper": method.paper, "source": method.source,
-                          "needs": list(method.needs), "changes": method.changes, "departures": method.departures,
-                          "doc": method.doc, "parameters": parameters}, indent=2))  # fmt: skip
+        shown = {"paper": paper_row(entry) if entry else None, "methods": [method_row(method) for method in methods]}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
         return
-    print(f"{method.name} ({method.contest}){', paper ' + method.paper if method.paper else ''}\n\n{method.doc}\n")
-    for label, value in (
-        ("Source", method.source),
-        ("Needs", ", ".join(method.needs)),
-        ("Changes", method.changes),
-        ("Departures", method.departures),
-    ):
-        if value:
-            print(f"{label}: {value}")
-    for p in method.parameters:
-        values = (
-            f"{p.values.low:g} to {p.values.high:g}"
-            if isinstance(p.values, Range)
-            else ", ".join(map(str, p.values or ()))
-        )
-        print(f"  {p.name} = {p.default!r}{'   (' + values + ')' if values else ''}")
+    if entry:
+        print_paper(entry)
+    for method in methods:
+        print_method(method)
+
+
+@app.command()
+def digest(
+    since: Annotated[str, typer.Option(help="A date, as 2026-11-01: what came or was judged on that day or later.")],
+    mail: Annotated[str | None, typer.Option(help="Address to send it to; --smtp says through which server.")] = None,
+    smtp: Annotated[str | None, typer.Option(help="HOST:PORT of a mail server; TLS always.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is new in the catalogue or newly judged since a date, printed or sent by mail."""
+    from bakeoff.catalogue import digest as digests
+
+    print(digests.run(since, mail, smtp, as_json=as_json))
+
+
+@app.command()
+def serve(
+    roots: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders with your models and data: the site sees no others. Default: this folder."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but loopback needs a token.")] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None, typer.Option(help="Another name under which the site is asked for; may be repeated.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="BAKEOFF_TOKEN", help="What visitors must know; 'new' makes one.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Folder or hub id of an encoder, to search by meaning as well.")
+    ] = None,
+    store: StoreUrl = None,
+) -> None:
+    """The catalogue and your comparisons as a site on this machine (extra [web])."""
+    try:
+        from bakeoff.web.serving import start
+    except ModuleNotFoundError as error:
+        raise UsageError(f"The site needs {error.name}: install it with pip install 'bakeoff[web]'.") from None
+    start(roots or [Path()], host, port, name or [], token, embedding, store)
 
 
 @app.command()

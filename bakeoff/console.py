@@ -6,12 +6,16 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bakeoff.catalogue.search import Found
+    from bakeoff.catalogue.status import Entry
     from bakeoff.comparison import Comparison, Watch
+    from bakeoff.method import Method
 
 
 def print_results(results: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -83,6 +87,93 @@ def print_readings(found: dict[str, Any]) -> None:
         print(line(f"{row['task']} {row['metric']}", row, ""))
     for failure in found["failures"]:
         print(f"bakeoff: {failure['measure']} failed: {failure['why']}", file=sys.stderr)
+
+
+def paper_row(entry: Entry) -> dict[str, Any]:
+    """A paper of the catalogue as JSON."""
+    paper = entry.paper
+    return {
+        "slug": paper.slug, "title": paper.title, "year": paper.year, "arxiv": paper.arxiv or None, "claim": paper.claim,
+        "contest": paper.contest, "kind": paper.kind, "status": entry.status, "tags": list(paper.tags),
+        "implemented_by": list(paper.implemented_by), "not_covered": paper.not_covered or None,
+    }  # fmt: skip
+
+
+def method_row(method: Method) -> dict[str, Any]:
+    """A method as JSON."""
+    from bakeoff.method import Range
+
+    parameters = [
+        {"name": p.name, "type": p.type.__name__, "default": p.default,
+         "values": [p.values.low, p.values.high] if isinstance(p.values, Range) else list(p.values or [])}
+        for p in method.parameters
+    ]  # fmt: skip
+    return {
+        "method": method.name, "contest": method.contest, "paper": method.paper, "source": method.source,
+        "needs": list(method.needs), "changes": method.changes, "departures": method.departures, "doc": method.doc,
+        "parameters": parameters,
+    }  # fmt: skip
+
+
+def print_papers(entries: Sequence[Entry]) -> None:
+    """A line for each paper: slug, contest, status and claim."""
+    slug, contest = (max((len(getattr(e.paper, name)) for e in entries), default=0) for name in ("slug", "contest"))
+    for entry in entries:
+        paper = entry.paper
+        print(f"{paper.slug:{slug}}  {paper.contest:{contest}}  {entry.status:9}  {paper.claim}")
+
+
+def print_found(found: Sequence[Found], by_meaning: bool) -> None:
+    """The papers found, best first, with their rank by words and, where that was asked, by meaning."""
+    from bakeoff.catalogue.status import entries
+
+    for place, one in enumerate(found, 1):
+        ranks = f"BM25 {one.bm25 or '-'}" + (f", embedding {one.embedding or '-'}" if by_meaning else "")
+        print(f"{place:3}. {one.paper.slug} ({one.paper.contest}, {entries()[one.paper.slug].status}; {ranks})")
+        print(textwrap.indent(f"{one.paper.title}\n{one.paper.claim}", "     "))
+
+
+def print_paper(entry: Entry) -> None:
+    """What the catalogue says of a paper, what runs of it and what came of its claim."""
+    from bakeoff.catalogue.status import STATUSES
+
+    paper = entry.paper
+    where = f"arXiv:{paper.arxiv}" if paper.arxiv else "no arXiv id"
+    print(f"{paper.title} ({paper.year}, {where})\n\n{paper.claim}\n")
+    print(f"Status: {entry.status}: {STATUSES[entry.status]}.")
+    for verdict in entry.verdicts:
+        held = sum(e["outcome"] == "holds" for e in verdict["expectations"])
+        print(
+            f"  {verdict['verdict']} at scale {verdict['scale']}, {len(verdict['seeds'])} seeds, {verdict['date']}: "
+            f"{held} of {len(verdict['expectations'])} expectations hold (bakeoff study {verdict['slug']})"
+        )
+    print(f"Contest: {paper.contest}, kind: {paper.kind}, tags: {', '.join(paper.tags)}")
+    if paper.implemented_by:
+        print(f"Implemented by: {', '.join(paper.implemented_by)}")
+    if paper.not_covered:
+        print(f"Not covered: {paper.not_covered}")
+
+
+def print_method(method: Method) -> None:
+    """What a method does, where it comes from, and its parameters."""
+    from bakeoff.method import Range
+
+    print(f"\n{method.name} ({method.contest}){', paper ' + method.paper if method.paper else ''}\n\n{method.doc}\n")
+    for label, value in (
+        ("Source", method.source),
+        ("Needs", ", ".join(method.needs)),
+        ("Changes", method.changes),
+        ("Departures", method.departures),
+    ):
+        if value:
+            print(f"{label}: {value}")
+    for p in method.parameters:
+        values = (
+            f"{p.values.low:g} to {p.values.high:g}"
+            if isinstance(p.values, Range)
+            else ", ".join(map(str, p.values or ()))
+        )
+        print(f"  {p.name} = {p.default!r}{'   (' + values + ')' if values else ''}")
 
 
 def notice(sentence: str) -> None:

@@ -80,11 +80,13 @@ def test_list_and_show(bakeoff: Command) -> None:
     table = bakeoff("list", "tune").out
     assert all(f"  {name} " in table for name in names)
     for name in names:
-        shown = json.loads(bakeoff("show", name, "--json").out)
-        assert shown["method"] == name
+        (shown,) = json.loads(bakeoff("show", f"tune/{name}", "--json").out)["methods"]
+        assert (shown["contest"], shown["method"]) == ("tune", name)
         assert shown["doc"]
-    lora = json.loads(bakeoff("show", "lora", "--json").out)
-    assert {"name": "rank", "type": "int", "default": 8, "values": [1, 256]} in lora["parameters"]
+    loras = json.loads(bakeoff("show", "lora", "--json").out)
+    assert loras["paper"] is None
+    assert {method["contest"] for method in loras["methods"]} == {"edit", "tune"}
+    assert {"name": "rank", "type": "int", "default": 8, "values": [1, 256]} in loras["methods"][1]["parameters"]
     assert "rank = 8   (1 to 256)" in bakeoff("show", "lora").out
 
 

@@ -22,7 +22,10 @@ _HERE = Path(__file__).parent
 
 def create_app(site: Site) -> ASGIApp:
     """The whole site as an ASGI application."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=comparison_pages.lifespan)
+    silent = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url=None, lifespan=comparison_pages.lifespan, telemetry=silent
+    )
     app.state.site = site
     app.include_router(catalogue_pages.router)
     app.include_router(comparison_pages.router)

@@ -23,7 +23,9 @@ _ORDER = tuple(STATUSES)
 
 
 @router.get("/")
-def home(request: Request, q: str = "", tag: str = "", contest: str = "", status: str = "", show: str = "") -> HTMLResponse:
+def home(
+    request: Request, q: str = "", tag: str = "", contest: str = "", status: str = "", show: str = ""
+) -> HTMLResponse:
     """Papers that fit a query and filters, best first; without a query those with a verdict first."""
     site: Site = request.app.state.site
     known, query = entries(), q.strip()[:300]
@@ -98,4 +100,8 @@ def _drawn(slug: str, place: int) -> dict[str, Any]:
     """A verdict with its plots, and whether its code has changed since."""
     verdict = entries()[slug].verdicts[place]
     own = study.found()[verdict["slug"]]
-    return {**verdict_context(verdict), "stale": verdict["code_hash"] != own.code_hash, "hardware": study.hardware(verdict["environment"])}
+    return {
+        **verdict_context(verdict),
+        "stale": verdict["code_hash"] != own.code_hash,
+        "hardware": study.hardware(verdict["environment"]),
+    }
