@@ -183,6 +183,10 @@ _COMMON: dict[str, Any] = {
     "store": _option(str, "Folder or fsspec URL of the store. Default: .bakeoff, or BAKEOFF_STORE."),
     "config": _option(str, "YAML file with the same fields; options given here come first."),
     "checkpoint_seconds": _option(float, "Seconds between checkpoints of a trial. Default: 30.", min=0),
+    "report_to": _option(
+        str,
+        "Log every trial to experiment trackers as well: tensorboard, mlflow, wandb, trackio, several with commas, or all.",
+    ),
     "quiet": _option(bool, "No progress.", "--quiet"),
     "json": _option(bool, "Print the results as JSON.", "--json"),
 }
@@ -213,7 +217,9 @@ _APPLY: dict[str, Any] = {
 def _compare(contest_name: str, options: dict[str, Any]) -> int:
     from bakeoff.running import COMPARED, given, need, put, run_comparison
 
-    question, fields = given(contest_name, options, {*COMPARED, "out", "store", "quiet", "json", "dry_run"})
+    question, fields = given(
+        contest_name, options, {*COMPARED, "out", "store", "report_to", "quiet", "json", "dry_run"}
+    )
     with watching(bool(fields["quiet"])) as watch:
         comparison = put(contest_name, question, fields, watch=watch, notice=notice)
         if len(comparison.seeds) < 3:
@@ -221,7 +227,7 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
         if fields["dry_run"]:
             return print_plan(comparison, bool(fields["json"]))
         out = Path(need(fields, "out", "results"))
-        results = run_comparison(comparison, out, _store(fields["store"]))
+        results = run_comparison(comparison, out, _store(fields["store"]), fields["report_to"])
     print_results(results, out, bool(fields["json"]))
     left_out = results["comparison"]["facts"].get("failures", ())
     for failure in left_out:
@@ -232,7 +238,7 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
 
 def _apply(contest_name: str, options: dict[str, Any]) -> int:
     from bakeoff import registry
-    from bakeoff.running import budget, given, need, number, only_writer
+    from bakeoff.running import budget, given, need, number, only_writer, trackers_of
 
     question, fields = given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
     from bakeoff.method import Spec
@@ -261,6 +267,10 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
             checkpoint_seconds=number(fields, "checkpoint_seconds", 30.0), watch=watch,
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
+        tracking = out.with_name(f"{out.name}-tracking")
+        trackers = trackers_of(comparison, fields["report_to"], tracking) if fields["report_to"] else None
+        if trackers:
+            comparison = comparison.watched(lambda *news: None, trackers.ended)
         results = comparison.run(store)
         trial = (
             results["trials"]
@@ -419,9 +429,25 @@ def digest(
     as_json: Json = False,
 ) -> None:
     """What is new in the catalogue or newly judged since a date, printed or sent by mail."""
-    from bakeoff.catalogue import digest as digests
+    import datetime
 
-    print(digests.run(since, mail, smtp, as_json=as_json))
+    from bakeoff import study
+    from bakeoff.catalogue.digest import digest as gather
+    from bakeoff.catalogue.digest import send
+    from bakeoff.catalogue.papers import papers
+
+    try:
+        day = datetime.date.fromisoformat(since)
+    except ValueError:
+        raise UsageError(f"--since {since} is no date: give one as 2026-11-01.") from None
+    if (mail is None) != (smtp is None):
+        raise UsageError("--mail and --smtp go together: an address, and the HOST:PORT that sends to it.")
+    found = gather(papers().values(), study.recorded(), day)
+    sent = send(found, mail, smtp) if mail and smtp else None
+    if as_json:
+        print(json.dumps({**found.as_dict(), "sent": sent}, indent=2, ensure_ascii=False))
+    else:
+        print(sent or (found.text() if found else found.empty))
 
 
 @app.command()

@@ -75,6 +75,18 @@ class Parameter:
         return trial.suggest_float(self.name, self.values.low, self.values.high, log=self.values.log)
 
 
+_LABEL = re.compile(r"(?:^[ \t]*|(?<=[.;]) +)(Source|Args|Attributes|Returns|Raises|Departures|Limits):\s", re.MULTILINE)
+
+
+def sections(doc: str) -> tuple[list[str], dict[str, str]]:
+    """A docstring's paragraphs, as they stand, and what follows each of its labels (Source, Args, ...), on one line."""
+    text, *labelled = _LABEL.split(doc)
+    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
+    return paragraphs, {
+        label: " ".join(body.split()) for label, body in zip(labelled[::2], labelled[1::2], strict=True)
+    }
+
+
 def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """The keyword-only parameters of a method, in the order written. TypeError names one that cannot be used."""
     own = {n: p for n, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bakeoff.comparison import Comparison, Watch
     from bakeoff.contest import Question
     from bakeoff.executor import Executor
+    from bakeoff.report.trackers import Trackers
     from bakeoff.store import Store
 
 COMPARED = (
@@ -150,10 +151,11 @@ def _executor(fields: Mapping[str, Any]) -> Executor | None:
     return Executor("ray" if kind == "ray" else "joblib", workers, address)
 
 
-def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str, Any]:
+def run_comparison(comparison: Comparison, out: Path, store: Store, report_to: str | None = None) -> dict[str, Any]:
     """Run a comparison and write `results.json`, `report.html` and, where a method helped, the model in `winner/`.
 
-    While it runs, `progress.jsonl` in the same folder tells how far it is.
+    While it runs, `progress.jsonl` in the same folder tells how far it is. `report_to` names experiment trackers, as in
+    "mlflow,wandb", that every trial is logged to as well.
     """
     from bakeoff.report.card import model_card
     from bakeoff.report.page import write_report
@@ -167,11 +169,25 @@ def run_comparison(comparison: Comparison, out: Path, store: Store) -> dict[str,
             comparison.export_winner(results, store, out / "winner", card)
             write_report(results, out)
 
+    trackers = trackers_of(comparison, report_to, out) if report_to else None
     comparison = comparison.prepared()
+    if trackers:
+        comparison = comparison.watched(lambda *news: None, trackers.ended)
     with Journal(out) if parallel.is_first() else contextlib.nullcontext() as journal:
         results = (comparison.watched(journal.watch, journal.ended) if journal else comparison).run(store)
         parallel.on_first(finish)
+        if trackers:
+            trackers.finish(results)
     return results
+
+
+def trackers_of(comparison: Comparison, names: str, folder: Path) -> Trackers:
+    """Experiment trackers for the trials of a comparison; `folder` is for what they keep in files."""
+    from bakeoff.report.trackers import Trackers
+
+    asked = comparison.question.model_dump(mode="json")
+    common = {"contest": comparison.contest.name, "budget": str(comparison.budget), "question": asked}
+    return Trackers(names, "bakeoff", folder, common, comparison.notice)
 
 
 def only_writer(out: Path, store: Store) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from bakeoff.budget import Budget
 from bakeoff.cli import _repeated
 from bakeoff.comparison import Comparison
 from bakeoff.lm.tiny import save_tiny, tiny, tiny_tokenizer
+from bakeoff.progress import read
 from bakeoff.training.objectives import logits_of
 from bakeoff.training.run import Run
 from bakeoff.tune import contest
@@ -568,3 +569,68 @@ def test_words_that_are_no_command(bakeoff: Command) -> None:
         said = bakeoff(*words)
         assert said.code == 2, words
         assert said.sentence
+
+
+def test_search_and_show_papers(bakeoff: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    said = bakeoff("search", "half fine-tuning", "--count", "3")
+    assert said.out.startswith("  1. hft (tune, ")
+    assert "--embedding" in said.sentence
+    found = json.loads(bakeoff("search", "half fine-tuning", "--json", "--embedding", "none").out)
+    assert (found[0]["slug"], found[0]["bm25"], found[0]["embedding"]) == ("hft", 1, None)
+    assert bakeoff("search", "xyzzy", "--embedding", "none").out.startswith("No paper fits")
+    assert bakeoff("search", "?!").code == 2
+    paper = json.loads(bakeoff("show", "hft", "--json").out)
+    assert paper["paper"]["status"] in ("holds", "fails", "undecided")
+    assert [method["method"] for method in paper["methods"]] == ["hft"]
+    shown = bakeoff("show", "cut").out
+    assert shown.startswith("Contrastive Learning for Unpaired Image-to-Image Translation (2020, arXiv:2007.15651)")
+    assert "Status: not built" in shown
+
+
+def test_list_papers(bakeoff: Command) -> None:
+    rows = json.loads(bakeoff("list", "--papers", "--json").out)
+    assert len(rows) == 327
+    assert {"slug", "title", "claim", "contest", "status"} <= set(rows[0])
+    merging = bakeoff("list", "merge", "--papers").out.splitlines()
+    assert len(merging) == sum(row["contest"] == "merge" for row in rows)
+    assert bakeoff("list", "--markdown").code == 2
+    written = (Path(__file__).parents[1] / "docs" / "papers.md").read_text("utf-8")
+    assert bakeoff("list", "--papers", "--markdown").out == written, "bakeoff list --papers --markdown > docs/papers.md"
+
+
+def test_digest(bakeoff: Command) -> None:
+    news = json.loads(bakeoff("digest", "--since", "2026-11-01", "--json").out)
+    assert len(news["papers"]) == 327
+    assert {"slug", "verdict", "scale"} <= set(news["verdicts"][0])
+    assert bakeoff("digest", "--since", "2999-01-01").out.startswith("Nothing was added")
+    for wrong in (["yesterday"], ["2026-11-01", "--mail", "a@example.org"]):
+        assert bakeoff("digest", "--since", *wrong).code == 2
+
+
+def test_what_the_site_refuses_to_start_with(bakeoff: Command, tmp_path: Path) -> None:
+    for words, part in (
+        ([tmp_path / "missing"], "is no folder"),
+        ([tmp_path, "--host", "0.0.0.0"], "--token"),
+        ([tmp_path, "--token", "short"], "can be guessed"),
+    ):
+        said = bakeoff("serve", *words)
+        assert said.code == 2
+        assert part in said.sentence
+
+
+def test_progress_and_trackers_of_a_comparison(
+    bakeoff: Command, material: Material, finished: Finished, tmp_path: Path, no_report: None
+) -> None:
+    out = tmp_path / "out"
+    words = material.compare(finished.store, out)
+    assert bakeoff(*words, "--report-to", "tensorboard").code == 0
+    progress = read(out)
+    assert progress is not None
+    assert (progress.state, progress.over) == ("done", progress.total)
+    trials = json.loads((out / "results.json").read_text("utf-8"))["trials"]
+    assert {(t["label"], t["seed"]): t["metrics"] for t in trials} == {
+        (t["label"], t["seed"]): t["metrics"] for t in progress.trials
+    }
+    assert len(list(out.glob("tensorboard/*/*/events*"))) == len(trials) + 1
+    assert bakeoff(*words, "--report-to", "tensorbored").code == 2

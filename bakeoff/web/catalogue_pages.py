@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 
 from bakeoff import registry, study
 from bakeoff.catalogue.status import STATUSES, Entry, entries
-from bakeoff.method import Method
+from bakeoff.method import Method, sections
 from bakeoff.report.page import verdict_context
 from bakeoff.web.site import Site
 
@@ -64,7 +64,7 @@ def paper(request: Request, slug: str) -> HTMLResponse:
     methods = [registry.methods(contest)[name] for contest, name in entry.paper.methods]
     return site.page(
         request, "paper.html.jinja", entry=entry, methods=[(method, baseline(method), command(method)) for method in methods],
-        studies=[known[name] for name in entry.paper.studies], verdicts=[_drawn(slug, i) for i in range(len(entry.verdicts))],
+        studies=[known[name] for name in entry.paper.studies], verdicts=[_drawn(slug, i) for i in range(len(entry.verdicts))], sections=sections,
     )  # fmt: skip
 
 
