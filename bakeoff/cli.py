@@ -268,7 +268,8 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
         tracking = out.with_name(f"{out.name}-tracking")
-        trackers = trackers_of(comparison, fields["report_to"], tracking) if fields["report_to"] else None
+        telling = dataclasses.replace(comparison, notice=notice)
+        trackers = trackers_of(telling, fields["report_to"], tracking) if fields["report_to"] else None
         if trackers:
             comparison = comparison.watched(lambda *news: None, trackers.ended)
         results = comparison.run(store)
@@ -662,6 +663,9 @@ def recipe(
     store: StoreUrl = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints of a stage.")] = 30.0,
+    report_to: Annotated[
+        str | None, typer.Option(help="Log every stage to experiment trackers as well, as `bakeoff compare` does.")
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -677,8 +681,16 @@ def recipe(
     if out is None:
         raise UsageError("--out is needed, for example --out model.")
     _refuse_to_replace(out)
+    more: dict[str, Any] = {}
+    if report_to:
+        from bakeoff.report.trackers import Trackers
+
+        common = {"recipe": str(file), "seed": chain.seed, "override": list(override or ())}
+        more["ended"] = Trackers(report_to, "bakeoff", out.with_name(f"{out.name}-tracking"), common, notice).ended
     with watching(quiet) as watch, only_writer(out, place):
-        made = chain.run(place, out, recipe_card, checkpoint_seconds=checkpoint_seconds, watch=watch, notice=notice)
+        made = chain.run(
+            place, out, recipe_card, checkpoint_seconds=checkpoint_seconds, watch=watch, notice=notice, **more
+        )
     if as_json:
         print(json.dumps(made, indent=2))
         return

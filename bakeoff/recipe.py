@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from bakeoff import check, files, registry
 from bakeoff.budget import Budget
-from bakeoff.comparison import Comparison, Watch
+from bakeoff.comparison import Comparison, Ended, Watch
 from bakeoff.contest import Contest
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.method import Method, Spec
@@ -135,6 +135,7 @@ class Recipe:
         checkpoint_seconds: float = 30.0,
         watch: Watch = lambda what, over, total, fraction, loss: None,
         notice: Callable[[str], None] = lambda sentence: None,
+        ended: Ended = lambda label, seed, record: None,
     ) -> dict[str, Any]:
         """Run what is not in the store, write the last model with its card and `recipe.json` into `out`, and return that.
 
@@ -151,8 +152,11 @@ class Recipe:
             def watching(what: str, over: int, total: int, fraction: float, loss: float, stage: Stage = stage) -> None:
                 watch(f"{stage.name}: {stage.spec}", len(told), len(self.stages), fraction, loss)
 
+            def over(label: str, seed: int, record: Mapping[str, Any], stage: Stage = stage) -> None:
+                ended(f"{stage.name}: {label}", seed, record)
+
             comparison = dataclasses.replace(
-                self._comparison(stage, folders), checkpoint_seconds=checkpoint_seconds, watch=watching
+                self._comparison(stage, folders), checkpoint_seconds=checkpoint_seconds, watch=watching, ended=over
             )
             results = comparison.run(store)
             trial = results["trials"][0]
