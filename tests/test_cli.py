@@ -262,7 +262,8 @@ def test_apply_saves_the_model_that_it_measured(bakeoff: Command, material: Mate
         assert torch.equal(logits_of(saved, rows), logits_of(again, rows))
         assert not torch.equal(logits_of(saved, rows), logits_of(setting.model, rows))
 
-    assert "Saved in" in bakeoff(*words[:-1]).out
+    assert "Saved in" in bakeoff(*words[:-1], "--report-to", "tensorboard").out
+    assert len(list(tmp_path.glob("out-tracking/tensorboard/*/*/events*"))) == 1
     stranger = tmp_path / "mine"
     stranger.mkdir()
     (stranger / "thesis.txt").write_text("years of work")

@@ -150,9 +150,11 @@ def test_the_second_run_trains_nothing_and_writes_the_same(
 ) -> None:
     store, out = finished
     before = done_trials(store)
-    said = bakeoff(*words(folder / "chain.yaml", store, tmp_path / "again"))
+    said = bakeoff(*words(folder / "chain.yaml", store, tmp_path / "again", "--report-to", "tensorboard"))
     assert said.code == 0, said.err
     assert said.err == ""
+    logged = {path.parent.name for path in tmp_path.glob("again-tracking/tensorboard/*/*/events*")}
+    assert {name.partition("_")[0] for name in logged} == {"first", "second", "third"}, logged
     assert not performed
     assert done_trials(store) == before
     assert essence(tmp_path / "again") == essence(out)

@@ -64,7 +64,8 @@ def paper(request: Request, slug: str) -> HTMLResponse:
     methods = [registry.methods(contest)[name] for contest, name in entry.paper.methods]
     return site.page(
         request, "paper.html.jinja", entry=entry, methods=[(method, baseline(method), command(method)) for method in methods],
-        studies=[known[name] for name in entry.paper.studies], verdicts=[_drawn(slug, i) for i in range(len(entry.verdicts))], sections=sections,
+        studies=[known[name] for name in entry.paper.studies], sections=sections,
+        verdicts=[_drawn(slug, place) for place in range(len(entry.verdicts))],
     )  # fmt: skip
 
 
