@@ -123,7 +123,9 @@ class Reader:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+                ):
                     self._found = _after(self._found, json.loads(line))
         found = self._found
         if found and found.state == "running" and not _lives(found.pid, found.created):

@@ -208,7 +208,7 @@ def read_results(folder: Path) -> dict[str, Any]:
             raise ValueError("fields are missing")
     except OSError:
         raise UsageError(f"There is no {path}: give the folder that `bakeoff compare --out` wrote.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{path} is damaged ({error}): run the same `bakeoff compare` again; finished trials are kept."
         ) from None

@@ -82,9 +82,14 @@ def _read(path: Path) -> Paper:
     lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
     names = {field.name for field in fields(Paper)}
     needed = names - {"arxiv", "not_covered"}
+    kinds = {"year": int, "added": datetime.date, "tags": list, "implemented_by": list}
     for wrong, what in (
         (sorted(needed - set(content)), "lacks {}"),
         (sorted(set(content) - names), "has the unknown field {}"),
+        (
+            [name for name, value in content.items() if type(value) is not kinds.get(name, str)],
+            "has a {} of the wrong type",
+        ),
         (sorted(set(lists.get("tags", ())) - set(tags())), "has the tag {}, which tags.toml does not have"),
         ([] if content.get("slug") == path.stem else [path.stem], "must have the slug {}"),
         ([] if content.get("contest") in _CONTESTS else [content.get("contest")], "names the unknown contest {}"),
