@@ -257,11 +257,12 @@ def test_page_is_whole_accessible_and_needs_nothing_else(whole: Page) -> None:
     }
     for _, attributes in whole.tags:
         assert not {"src", "href", "xlink:href", "srcset", "action"} & set(attributes)
-        assert not any(name.startswith("on") for name in attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
     assert not re.search(r"https?:|//\w|url\(|@import|data:", whole.source)
     assert all(heading.get("scope") in ("col", "row") for heading in whole.all("th"))
     charts = [svg for svg in whole.all("svg") if svg.get("role") == "img"]
     assert len(charts) == 1 + 2 * 3 + 2 + 6
+    assert not any("role" in part for part in whole.all("g"))
     identifiers = [a["id"] for _, a in whole.tags if "id" in a]
     assert len(set(identifiers)) == len(identifiers)
     for chart in charts:
@@ -475,8 +476,10 @@ def test_a_verdict_becomes_a_page_with_its_curves(tmp_path: Path) -> None:
         "slug": "made-up", "claim": "A <claim>.", "source": "nobody", "expectation": "more", "verdict": "holds",
         "scale": "laptop", "seeds": [5, 6], "date": "2026-01-01", "seconds": 3.2, "notes": {"lr": 0.1},
         "expectations": [
-            {"sentence": "b less a", "outcome": "holds", "effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.1, "below": None},
-            {"sentence": "c", "outcome": "undecided", "effect": 1.0, "low": None, "high": None, "above": None, "below": 2.0},
+            {"sentence": "b less a", "outcome": "holds", "effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.1, "below": None,
+             "per_seed": [0.45, 0.55]},
+            {"sentence": "c", "outcome": "undecided", "effect": 1.0, "low": None, "high": None, "above": None, "below": 2.0,
+             "per_seed": [1.0]},
         ],
         "arms": {"a": {"loss": 1.0}, "b": {"loss": 1.5, "share": 0.25}},
         "curves": [
@@ -492,6 +495,8 @@ def test_a_verdict_becomes_a_page_with_its_curves(tmp_path: Path) -> None:
     assert "no interval" in page
     assert "below 2" in page
     assert "a from 2.5 to 1; b from 1 to 1" in page
-    assert page.count('role="img"') == 1
+    assert page.count('role="img"') == 1 + 2
+    assert "Effect 0.5, expected above 0.1: holds." in page
+    assert len(re.findall(r' id="made-up-laptop-\w+-\d-title"', page)) == 3
     without = write_verdict({**verdict, "curves": [], "notes": {}}, tmp_path / "page.html").read_text("utf-8")
     assert "Curves" not in without

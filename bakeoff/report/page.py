@@ -23,9 +23,61 @@ from bakeoff.report.summary import (
     decided,
     mean_and_error,
     number,
-    short_labels,
     summarise,
 )
+
+
+def templates(*loaders: jinja2.BaseLoader) -> jinja2.Environment:
+    """An environment in which the templates of the page render, `results.html.jinja` and `judged.html.jinja` among them.
+
+    What `loaders` find comes before the templates of the report.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([*loaders, jinja2.PackageLoader("bakeoff.report")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "compact": compact}
+    environment.globals |= {
+        "change": change, "decided": decided, "mean_and_error": mean_and_error, "cost_in_words": cost_in_words,
+        "colour": plots.colour, "shape": plots.shape, "COSTS": COSTS, "UNTOUCHED": UNTOUCHED,
+    }  # fmt: skip
+    return environment
+
+
+def results_context(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What `outcome.html.jinja` and `results.html.jinja` show of what `Comparison.run` returned, with all plots drawn.
+
+    `ordered` are the rows of the table of gains as they stand in it, and `sort` is None; where `sort` holds `by` (the name of
+    a metric, `method`, or empty) and `direction` (`ascending` or `descending`), the heads of that table are links.
+    """
+    comparison, trials = results["comparison"], results["trials"]
+    summary = summarise(results)
+    places = {label: place for place, label in enumerate(comparison["methods"])}
+    facts = comparison["facts"]
+    return {
+        "comparison": comparison,
+        "environment": results["environment"],
+        "trials": trials,
+        "summary": summary,
+        "ordered": summary.rows,
+        "sort": None,
+        "several": len(summary.seeds) > 1,
+        "baseline": summary.baselines[0] if summary.baselines else "",
+        "incomplete": [row.label for row in summary.rows if row.note],
+        "places": places,
+        "plain_facts": {name: value for name, value in facts.items() if not isinstance(value, Mapping)},
+        "tables": [(name, as_table(value)) for name, value in facts.items() if isinstance(value, Mapping)],
+        "command": compare_command(comparison),
+        "pareto": _pareto(summary, comparison, places),
+        "forests": _forests(summary),
+        "curves": _curves(trials, places),
+        "cost_plots": [
+            (COSTS[c], plots.costs(summary.rows, c, places, f"cost-{i}")) for i, c in enumerate(summary.costs)
+        ],
+    }
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -33,36 +85,27 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
 
     Raises: StoreError if it cannot be written; a report that was there is then untouched.
     """
-    comparison, trials = results["comparison"], results["trials"]
-    summary = summarise(results)
-    places = {label: place for place, label in enumerate(comparison["methods"])}
-    environment = _templates()
-    environment.filters |= {"number": number, "compact": compact}
-    environment.globals |= {
-        "change": change, "decided": decided, "mean_and_error": mean_and_error, "cost_in_words": cost_in_words,
-        "colour": plots.colour, "shape": plots.shape, "COSTS": COSTS, "UNTOUCHED": UNTOUCHED,
-    }  # fmt: skip
-    facts = comparison["facts"]
-    page = environment.get_template("report.html.jinja").render(
-        comparison=comparison,
-        environment=results["environment"],
-        trials=trials,
-        summary=summary,
-        baseline=summary.baselines[0] if summary.baselines else "",
-        incomplete=[row.label for row in summary.rows if row.note],
-        places=places,
-        short=short_labels([UNTOUCHED, *places], 40),
-        plain_facts={name: value for name, value in facts.items() if not isinstance(value, Mapping)},
-        tables=[(name, as_table(value)) for name, value in facts.items() if isinstance(value, Mapping)],
-        command=compare_command(comparison),
-        pareto=_pareto(summary, comparison, places),
-        forests=_forests(summary),
-        curves=_curves(trials, places),
-        cost_plots=[(COSTS[c], plots.costs(summary.rows, c, places, f"cost-{i}")) for i, c in enumerate(summary.costs)],
-    )
     path = Path(folder) / "report.html"
-    files.write_text(path, page)
+    files.write_text(path, templates().get_template("report.html.jinja").render(results_context(results)))
     return path
+
+
+def verdict_context(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """What `judged.html.jinja` shows of a study's verdict, with its curves drawn."""
+    drawn = []
+    for place, curve in enumerate(verdict.get("curves", [])):
+        marks = {label: place for place, label in enumerate(curve["lines"])}
+        drawn.append((curve, marks, plots.lines(curve, marks, f"{verdict['slug']}-{verdict['scale']}-curve-{place}")))
+    return {
+        "verdict": verdict,
+        "expected": [
+            (expected, plots.expectation(expected, f"{verdict['slug']}-{verdict['scale']}-expected-{place}"))
+            for place, expected in enumerate(verdict["expectations"])
+        ],
+        "curves": drawn,
+        "names": sorted({name for values in verdict["arms"].values() for name in values}),
+        "notes": yaml.safe_dump(verdict["notes"], sort_keys=False, width=110).rstrip() if verdict["notes"] else "",
+    }
 
 
 def write_verdict(verdict: Mapping[str, Any], path: Path) -> Path:
@@ -70,30 +113,8 @@ def write_verdict(verdict: Mapping[str, Any], path: Path) -> Path:
 
     Raises: StoreError if it cannot be written; what was there is then untouched.
     """
-    environment = _templates()
-    environment.globals |= {"colour": plots.colour, "shape": plots.shape}
-    drawn = []
-    for number_, curve in enumerate(verdict.get("curves", [])):
-        marks = {label: place for place, label in enumerate(curve["lines"])}
-        drawn.append((curve, marks, plots.lines(curve, marks, f"curve-{number_}")))
-    page = environment.get_template("verdict.html.jinja").render(
-        verdict=verdict,
-        curves=drawn,
-        names=sorted({name for values in verdict["arms"].values() for name in values}),
-        notes=yaml.safe_dump(verdict["notes"], sort_keys=False, width=110).rstrip() if verdict["notes"] else "",
-    )
-    files.write_text(Path(path), page)
+    files.write_text(Path(path), templates().get_template("verdict.html.jinja").render(verdict_context(verdict)))
     return Path(path)
-
-
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("bakeoff.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _pareto(summary: Summary, comparison: Mapping[str, Any], places: Mapping[str, int]) -> Any:
@@ -112,10 +133,7 @@ def _forests(summary: Summary) -> list[tuple[str, list[tuple[str, Any]]]]:
 
 
 def _curves(trials: list[dict[str, Any]], places: Mapping[str, int]) -> list[tuple[str, Any]]:
-    points = [point for trial in trials for point in plots.thinned(trial.get("curve") or [])]
-    if not points:
-        return []
-    steps, losses = zip(*points, strict=True)
-    limits = (min(steps), max(steps)), (min(losses), max(losses))
-    drawn = [(label, plots.curves(trials, label, place, limits, f"curve-{place}")) for label, place in places.items()]
-    return [(label, svg) for label, svg in drawn if svg is not None]
+    losses: dict[str, dict[int, Any]] = {label: {} for label in places}
+    for trial in trials:
+        losses[trial["label"]][trial["seed"]] = plots.thinned(trial.get("curve") or [])
+    return plots.curves(losses, places, "training step")

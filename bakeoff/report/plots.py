@@ -23,6 +23,8 @@ SHAPES = (
     "M-.35,-.95H.35V-.35H.95V.35H.35V.95H-.35V.35H-.95V-.35H-.35Z",
     "M-.8,-.95L.9,0L-.8,.95Z",
 )
+Points = Sequence[tuple[float, float]]
+
 _WIDTH = 380
 _INK, _FAINT, _LINE = "var(--ink)", "var(--faint)", "var(--line)"
 _ABOVE: dict[str, Any] = {"align": "left", "baseline": "bottom"}
@@ -119,27 +121,32 @@ def forest(summary: Summary, metric: str, baseline: str, name: str) -> Markup | 
 
 
 def curves(
-    trials: Sequence[Mapping[str, Any]], label: str, place: int, limits: tuple[Any, Any], name: str
-) -> Markup | None:
-    """The training loss of one method: each seed thin, their mean thick; None where no loss was recorded."""
-    points = [
-        {"seed": t["seed"], "step": step, "loss": loss}
-        for t in trials
-        if t["label"] == label
-        for step, loss in thinned(t.get("curve") or [])
-    ]
+    losses: Mapping[str, Mapping[int, Points]], places: Mapping[str, int], along: str, means: bool = True
+) -> list[tuple[str, Markup]]:
+    """The training loss of each label, on common axes: a line for each seed and, thick, their mean.
+
+    losses: for each label and seed the points (how far, loss), the first measured as the axis title `along` says. A label
+    without any point gets no plot. means: False where seeds have no points in common.
+    """
+    points = [point for seeds in losses.values() for line in seeds.values() for point in line]
     if not points:
-        return None
-    x = alt.X("step:Q", title="training step", scale=alt.Scale(domain=limits[0], nice=False))
-    y = alt.Y("loss:Q", title="training loss", scale=alt.Scale(domain=limits[1], zero=False))
-    base = _chart(points)
-    layers = [
-        base.mark_line(color=colour(place), strokeWidth=1, opacity=0.5).encode(x, y, detail="seed:N"),
-        base.mark_line(color=colour(place), strokeWidth=2.2).encode(x, alt.Y("mean(loss):Q", title="training loss")),
-    ]
-    last = points[-1]
-    told = f"Training loss of {label} from {points[0]['loss']:.4g} to {last['loss']:.4g} at step {last['step']}."
-    return _svg(layers, 190, name, f"Training loss of {label}", told)
+        return []
+    far, heights = zip(*points, strict=True)
+    x = alt.X("step:Q", title=along, scale=alt.Scale(domain=(min(far), max(far)), nice=False))
+    y = alt.Y("loss:Q", title="training loss", scale=alt.Scale(domain=(min(heights), max(heights)), zero=False))
+    drawn = []
+    for label, seeds in losses.items():
+        own = [{"seed": seed, "step": step, "loss": loss} for seed, line in seeds.items() for step, loss in line]
+        if not own:
+            continue
+        base, ink = _chart(own), colour(places[label])
+        layers = [base.mark_line(color=ink, strokeWidth=1, opacity=0.5 if means else 1).encode(x, y, detail="seed:N")]
+        if means:
+            mean = alt.Y("mean(loss):Q", title="training loss")
+            layers.append(base.mark_line(color=ink, strokeWidth=2.2).encode(x, mean))
+        told = f"Training loss of {label} from {own[0]['loss']:.4g} to {own[-1]['loss']:.4g} at {along} {own[-1]['step']:g}."
+        drawn.append((label, _svg(layers, 190, f"curve-{places[label]}", f"Training loss of {label}", told)))
+    return drawn
 
 
 def lines(curve: Mapping[str, Any], places: Mapping[str, int], name: str) -> Markup:
@@ -172,6 +179,26 @@ def lines(curve: Mapping[str, Any], places: Mapping[str, int], name: str) -> Mar
         for label, ((_, *first), *_, (_, *last)) in ((k, [*v, v[-1]]) for k, v in curve["lines"].items())
     )
     return _svg(layers, 250, name, curve["title"], f"{curve['y']} over {curve['x']}: {told}.")
+
+
+def expectation(expected: Mapping[str, Any], name: str) -> Markup:
+    """One expectation of a study: its effect with interval and single seeds, and, dashed, the bound that it was to lie beyond."""
+    side, bound = ("below", expected["below"]) if expected["above"] is None else ("above", expected["above"])
+    whole = [] if expected["low"] is None else [{"low": expected["low"], "high": expected["high"]}]
+    ink = _DECIDED[{"holds": "better", "fails": "worse"}.get(expected["outcome"], "undecided")]
+    x = alt.X("x:Q", title=None, scale=alt.Scale(zero=False))
+    seeds = [{"x": value} for value in expected["per_seed"]]
+    layers = [
+        _chart([{"x": bound}]).mark_rule(color=_INK, strokeDash=[4, 3]).encode(x),
+        _chart(whole).mark_rule(color=ink, strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", y=alt.value(22)),
+        _chart(seeds).mark_tick(color=_INK, height=11, thickness=1, opacity=0.55).encode(x, y=alt.value(22)),
+        _chart([{"x": expected["effect"]}]).mark_circle(size=60, opacity=1, color=ink).encode(x, y=alt.value(22)),
+        _chart([{"x": bound, "t": f"expected {side}"}])
+        .mark_text(align="left" if side == "above" else "right", dx=4 if side == "above" else -4, color=_FAINT)
+        .encode(x, y=alt.value(4), text="t:N"),
+    ]
+    told = f"Effect {expected['effect']:.4g}, expected {side} {bound:g}: {expected['outcome']}."
+    return _svg(layers, 78, name, expected["sentence"], told)
 
 
 def thinned(curve: Sequence[Sequence[float]], count: int = 100) -> list[tuple[int, float]]:
@@ -252,9 +279,12 @@ def _svg(layers: Sequence[Any], height: int, name: str, title: str, description:
     head = re.match(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', drawn)
     if head is None:
         raise ValueError("vl-convert drew no SVG with a viewBox")
-    width = head[1].split()[2]
+    # The whole is one image with a title, so that its parts are none.
+    parts = re.sub(
+        r"<g [^>]*>", lambda tag: re.sub(r' (role|aria-roledescription)="[^"]*"', "", tag[0]), drawn[head.end() :]
+    )
     opened = Markup(
-        '<svg role="img" aria-labelledby="{0}-title {0}-desc" viewBox="{1}" style="max-width:{2}px">'
-        '<title id="{0}-title">{3}</title><desc id="{0}-desc">{4}</desc>'
-    ).format(name, head[1], width, title, description)
-    return opened + Markup(drawn[head.end() :])
+        '<svg class="plot" role="img" aria-labelledby="{0}-title {0}-desc" viewBox="{1}">'
+        '<title id="{0}-title">{2}</title><desc id="{0}-desc">{3}</desc>'
+    ).format(name, head[1], title, description)
+    return opened + Markup(parts)

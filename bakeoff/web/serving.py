@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +39,15 @@ def start(
     if token is not None and token != "new" and len(token) < 16:
         raise UsageError("The token can be guessed: give one of at least 16 characters, or --token new.")
     places = tuple(root.resolve() for root in roots)
+    kept = Store(store, notice=notice)
+    given = store or os.environ.get("BAKEOFF_STORE")
     site = Site(
-        places, store, secrets.token_urlsafe(24) if token == "new" else token, hosts_for(host, names),
-        embedding_at_hand(embedding, Store(store, notice=notice)),
+        places,
+        kept.url if given else None,
+        secrets.token_urlsafe(24) if token == "new" else token, hosts_for(host, names),
+        embedding_at_hand(embedding, kept),
     )  # fmt: skip
     entries(), site.index
     for contest in registry.contest_names():
         registry.methods(contest)
     serve(site, host, port, app=create_app(site))
-
