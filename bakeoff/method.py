@@ -83,7 +83,8 @@ def sections(doc: str) -> tuple[list[str], dict[str, str]]:
     text, *labelled = _LABEL.split(doc)
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
     return paragraphs, {
-        label: " ".join(body.split()) for label, body in zip(labelled[::2], labelled[1::2], strict=True)
+        label: " ".join(re.sub(r"(?<=\w-)\n\s*(?=\w)", "", body).split())
+        for label, body in zip(labelled[::2], labelled[1::2], strict=True)
     }
 
 
