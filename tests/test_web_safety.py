@@ -229,6 +229,12 @@ def test_other_methods_are_refused(method: str) -> None:
     assert not reached(answered)
 
 
+def test_head_is_answered_as_get_is() -> None:
+    answered = ask(APP, method="HEAD")
+    assert answered.status == 200
+    assert answered.text.startswith("GET ")
+
+
 def test_a_form_of_the_site_reaches_the_app_with_its_body_and_token() -> None:
     answered = post(APP, fields={"model": "référence & <b>"})
     assert answered.status == 200

@@ -146,7 +146,8 @@ class Guard:
             if key is not None and scope["path"] == _SIGN_IN:
                 return self._try(scope, answer, fields.get("token", [""])[0], "/")
             receive = _replay(body, receive)
-        await self.app(scope, receive, answer)
+        # Whatever answers GET answers HEAD; the server leaves the body out.
+        await self.app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, answer)
         return None
 
     def _at_the_door(self, scope: Scope, answer: _Answer, known: bool) -> Response | None:
@@ -380,7 +381,8 @@ def _page(status: int, title: str, sentence: str, more: str = "", head: str = ""
     return HTMLResponse(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'{head}<title>{escape(title)} · bakeoff</title><link rel="stylesheet" href="/static/style.css">'
+        f'{head}<title>{escape(title)} · bakeoff</title><link rel="icon" href="data:,">'
+        '<link rel="stylesheet" href="/static/style.css">'
         f'<link rel="stylesheet" href="/static/site.css"></head><body><main><h1>{escape(title)}</h1>'
         f"<p>{escape(sentence)}</p>{more}</main></body></html>",
         status,
