@@ -127,6 +127,7 @@ def command(words: Sequence[str]) -> Callable[..., Any]:
     """The command tree. `compare` and `apply` have one subcommand a contest; the one named gets its question's options."""
     from bakeoff.registry import contest_names
 
+    app.registered_groups.clear()
     for name, summary, handler, own in (
         (
             "compare",
