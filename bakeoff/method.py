@@ -75,7 +75,9 @@ class Parameter:
         return trial.suggest_float(self.name, self.values.low, self.values.high, log=self.values.log)
 
 
-_LABEL = re.compile(r"(?:^[ \t]*|(?<=[.;]) +)(Source|Args|Attributes|Returns|Raises|Departures|Limits):\s", re.MULTILINE)
+_LABEL = re.compile(
+    r"(?:^[ \t]*|(?<=[.;]) +)(Source|Args|Attributes|Returns|Raises|Departures|Limits):\s", re.MULTILINE
+)
 
 
 def sections(doc: str) -> tuple[list[str], dict[str, str]]:

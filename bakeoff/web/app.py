@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,10 +23,8 @@ _HERE = Path(__file__).parent
 
 def create_app(site: Site) -> ASGIApp:
     """The whole site as an ASGI application."""
-    silent = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-    app = FastAPI(
-        docs_url=None, redoc_url=None, openapi_url=None, lifespan=comparison_pages.lifespan, telemetry=silent
-    )
+    silent: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=comparison_pages.lifespan, telemetry=silent)
     app.state.site = site
     app.include_router(catalogue_pages.router)
     app.include_router(comparison_pages.router)

@@ -268,10 +268,13 @@ def _so_far(job: Seen) -> dict[str, Any]:
     """The trials that ended, and the losses of those that run or ran."""
     assert job.progress is not None
     trials = job.progress.trials
-    metrics = dict.fromkeys(name for trial in trials for name in trial["metrics"])
+    contest = registry.contest(job.contest) if job.contest in registry.contest_names() else None
+    order = [metric.name for metric in contest.metrics] if contest else []
+    named = dict.fromkeys(name for trial in trials for name in trial["metrics"])
+    metrics = sorted(named, key=lambda name: order.index(name) if name in order else len(order))
     return {
         "progress": job.progress,
-        "metrics": list(metrics),
+        "metrics": metrics,
         **_losses(job.folder, job.progress.updated, job.methods),
     }
 

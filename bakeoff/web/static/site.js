@@ -2,7 +2,6 @@
 "use strict";
 
 (() => {
-  document.getElementById("errors")?.focus();
   const live = document.getElementById("live");
   if (!live?.dataset.events) return;
   const secondsBetween = 5;
