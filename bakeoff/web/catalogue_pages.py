@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -64,9 +65,16 @@ def paper(request: Request, slug: str) -> HTMLResponse:
     methods = [registry.methods(contest)[name] for contest, name in entry.paper.methods]
     return site.page(
         request, "paper.html.jinja", entry=entry, methods=[(method, baseline(method), command(method)) for method in methods],
-        studies=[known[name] for name in entry.paper.studies], sections=sections,
+        studies=[known[name] for name in entry.paper.studies], sections=sections, own=_own(site, entry),
         verdicts=[_drawn(slug, place) for place in range(len(entry.verdicts))],
     )  # fmt: skip
+
+
+def _own(site: Site, entry: Entry) -> list[tuple[Mapping[str, Any], str]]:
+    """The verdicts that studies of a paper came to in the site's store, newest first, each with its machine."""
+    found = [verdict for verdict in site.kept.records("studies") if verdict["slug"] in entry.paper.studies]
+    ordered = sorted(found, key=lambda verdict: verdict["date"], reverse=True)
+    return [(verdict, study.hardware(verdict["environment"])) for verdict in ordered]
 
 
 @router.get("/contests")

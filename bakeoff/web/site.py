@@ -18,6 +18,7 @@ from bakeoff.catalogue.papers import papers, tags
 from bakeoff.catalogue.search import Embedding, Index
 from bakeoff.catalogue.status import STATUSES
 from bakeoff.report.page import templates
+from bakeoff.store import DEFAULT_FOLDER, Store
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -37,6 +38,11 @@ class Site:
     hosts: frozenset[str] = LOOPBACK
     embedding: Embedding | None = None
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+
+    @functools.cached_property
+    def kept(self) -> Store:
+        """The store of what the site starts."""
+        return Store(self.store or self.roots[0] / DEFAULT_FOLDER)
 
     @functools.cached_property
     def index(self) -> Index:
