@@ -25,6 +25,7 @@ from bakeoff import study
 from bakeoff.catalogue import digest as digesting
 from bakeoff.catalogue.digest import Digest, digest, send
 from bakeoff.catalogue.papers import Paper, papers
+from bakeoff.cli import main
 from bakeoff.errors import BakeoffError, UsageError
 
 SINCE = datetime.date(2026, 3, 10)
@@ -330,3 +331,14 @@ def test_a_digest_is_what_it_was_made_of() -> None:
         "slug": "later", "claim": "later gains more than it costs.", "verdict": "fails", "scale": "laptop", "seeds": 3,
         "date": "2026-03-12",
     }  # fmt: skip
+
+
+def test_the_command_sends_it(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    box, port = serve("starttls")
+    with pytest.raises(SystemExit) as ended:
+        main(["digest", "--since", "2026-11-01", "--mail", RECIPIENT, "--smtp", f"localhost:{port}"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"The digest was sent to {RECIPIENT}: 327 papers added")
+    (message,) = box.mails
+    text, _ = message.iter_parts()
+    assert "hft" in text.get_content()
