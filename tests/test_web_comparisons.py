@@ -237,6 +237,16 @@ def test_a_right_form_starts_a_comparison_and_leads_to_it(site: Site, visitor: V
     page = visitor.page(answer.headers["location"])
     assert "<script>alert" not in page.source
     assert [form["action"] for form in page.all("form")] == [f"{answer.headers['location']}/go-on"]
+    again = visitor.page(f"{answer.headers['location']}/again")
+    typed = {field["name"]: field.get("value") for field in again.all("input") if field.get("type") != "checkbox"}
+    assert (typed["budget"], typed["model"], typed["name"]) == ("20steps", "reference", "")
+    ticked = [field["value"] for field in again.all("input") if field["name"] == "methods" and "checked" in field]
+    assert ticked == ASKED["methods"]
+    (folder / "comparison.yaml").write_text("{")
+    assert "is damaged" in visitor.get(f"{answer.headers['location']}/again").text
+    (folder / "comparison.yaml").unlink()
+    (folder / "comparison.yaml").symlink_to("/etc/passwd")
+    assert visitor.get(f"{answer.headers['location']}/again").status == 404
     assert visitor.post(f"{answer.headers['location']}/go-on", {}).status == 303
     assert visitor.post(f"{answer.headers['location']}/stop", {}).status in (303, 400)
 

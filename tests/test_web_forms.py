@@ -10,7 +10,7 @@ pytest.importorskip("fastapi")
 
 from bakeoff import registry, running
 from bakeoff.errors import UsageError
-from bakeoff.web.forms import Input, Wrong, own_inputs, parse, question_inputs
+from bakeoff.web.forms import Input, Wrong, own_inputs, parse, question_inputs, sent
 from bakeoff.web.site import Site
 
 TUNE = {
@@ -76,6 +76,27 @@ def test_a_form_becomes_the_fields_of_a_comparison(site: Site) -> None:
     comparison = running.comparison_from("tune", fields)
     assert comparison.question.max_length == 64  # type: ignore[attr-defined]
     assert comparison.baseline == "lora(rank=4)"
+
+
+@pytest.mark.parametrize(
+    ("contest", "form"),
+    [
+        ("tune", {**TUNE, "more_methods": ["lora(rank=4)"], "also": ["data/a.txt"], "packing": ["on"], "tune": ["3"]}),
+        (
+            "decode",
+            {"methods": ["greedy"], "model": ["reference"], "prompts": ["data/a.txt"], "stop": ["</s>\n\\n\\n"]},
+        ),
+        ("measure", {"methods": ["perplexity"], "models": ["reference\nreference"], "reference": ["1\n2.5"]}),
+    ],
+)
+def test_the_form_of_some_fields_gives_them_again(contest: str, form: dict[str, list[str]], site: Site) -> None:
+    _, fields = parse(contest, form, site)
+    assert parse(contest, sent(contest, fields), site) == ("", {**defaults(contest), **fields})
+
+
+def defaults(contest: str) -> dict[str, object]:
+    """What the form sends where the fields say nothing: boxes that are not ticked."""
+    return {made.name: False for made in question_inputs(contest) if made.kind == "flag"}
 
 
 def test_stops_are_texts_and_not_paths(site: Site) -> None:

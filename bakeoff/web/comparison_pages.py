@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import starlette.concurrency
+import yaml
 from fastapi import APIRouter, Depends, Query
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -112,6 +113,22 @@ def comparison(request: Request, id: str, sort: str = "", direction: str = "asce
         except _DAMAGED as error:
             context["problem"] = str(_damaged(job.folder / JOURNAL, error))
     return site.page(request, "comparison.html.jinja", **context)
+
+
+@router.get("/{id}/again")
+def again(request: Request, id: str) -> HTMLResponse:
+    """The form as it was sent for a comparison, to be changed and sent for another one."""
+    job = _found(request, id)
+    if not job.mine or job.contest not in registry.contest_names():
+        raise HTTPException(404, "The site did not start this comparison, so there is no form of it: ask anew.")
+    path = job.folder / "comparison.yaml"
+    if path.is_symlink():
+        raise HTTPException(404, "The file comparison.yaml of this comparison is a link: ask anew.")
+    try:
+        form = forms.sent(job.contest, yaml.safe_load(path.read_text("utf-8")))
+    except (OSError, yaml.YAMLError, *_DAMAGED) as error:
+        raise _damaged(path, error) from None
+    return _form_page(request, job.contest, form, {})
 
 
 @router.post("/{id}/stop")

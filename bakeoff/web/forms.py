@@ -135,6 +135,26 @@ def parse(contest: str, form: Form, site: Site) -> tuple[str, dict[str, Any]]:
     return name, fields
 
 
+def sent(contest: str, fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The form from which `parse` would make these fields."""
+    form: dict[str, list[str]] = {}
+    for made in [*question_inputs(contest), *own_inputs(contest)]:
+        value = fields.get(made.name)
+        if made.kind == "flag":
+            text = "on" if value else ""
+        elif made.kind == "lines":
+            lines = [str(line) for line in value or ()]
+            shown = [line.replace("\n", "\\n").replace("\t", "\\t") for line in lines]
+            text = "\n".join(shown if made.name in _NO_PATHS else lines)
+        else:
+            text = "" if value is None else str(value)
+        form[made.name] = [text]
+    known, methods = registry.methods(contest), [str(method) for method in fields["methods"]]
+    form["methods"] = [method for method in methods if method in known]
+    form["more_methods"] = ["\n".join(method for method in methods if method not in known)]
+    return form
+
+
 def _input(name: str, field: FieldInfo) -> Input:
     kinds = [kind for kind in _kinds(field.annotation) if kind is not type(None)]
     kind = kinds[0]
