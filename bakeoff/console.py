@@ -101,6 +101,7 @@ def paper_row(entry: Entry) -> dict[str, Any]:
 
 def method_row(method: Method) -> dict[str, Any]:
     """A method as JSON."""
+    from bakeoff.catalogue.commands import command
     from bakeoff.method import Range
 
     parameters = [
@@ -111,7 +112,7 @@ def method_row(method: Method) -> dict[str, Any]:
     return {
         "method": method.name, "contest": method.contest, "paper": method.paper, "source": method.source,
         "needs": list(method.needs), "changes": method.changes, "departures": method.departures, "doc": method.doc,
-        "parameters": parameters,
+        "parameters": parameters, "command": command(method),
     }  # fmt: skip
 
 
@@ -155,7 +156,8 @@ def print_paper(entry: Entry) -> None:
 
 
 def print_method(method: Method) -> None:
-    """What a method does, where it comes from, and its parameters."""
+    """What a method does, where it comes from, its parameters, and how it is run."""
+    from bakeoff.catalogue.commands import command
     from bakeoff.method import Range
 
     print(f"\n{method.name} ({method.contest}){', paper ' + method.paper if method.paper else ''}\n\n{method.doc}\n")
@@ -174,6 +176,7 @@ def print_method(method: Method) -> None:
             else ", ".join(map(str, p.values or ()))
         )
         print(f"  {p.name} = {p.default!r}{'   (' + values + ')' if values else ''}")
+    print(f"\nRun it: {command(method)}")
 
 
 def notice(sentence: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import shlex
 import shutil
 import socket
 import sys
@@ -17,14 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_docs import read
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from bakeoff import registry, study
 from bakeoff.catalogue import papers as reading
 from bakeoff.catalogue import search, status
+from bakeoff.catalogue.commands import command
 from bakeoff.catalogue.papers import Paper, papers, tags
 from bakeoff.catalogue.search import Embedding, Index, embedding_at_hand
+from bakeoff.cli import _repeated
 from bakeoff.errors import ModelError, UsageError
 from bakeoff.store import Store
 
@@ -421,3 +425,11 @@ def test_the_embedding_at_hand(encoder: Path, tmp_path: Path, monkeypatch: pytes
     assert embedding_at_hand("none") is None
     monkeypatch.setenv("BAKEOFF_EMBEDDING", "none")
     assert embedding_at_hand(None) is None
+
+
+def test_the_command_of_every_method_can_be_typed() -> None:
+    for contest in registry.contest_names():
+        for method in registry.methods(contest).values():
+            words = shlex.split(command(method))[1:]
+            read(_repeated(words))
+            assert {f"--{need.split()[0]}" for need in method.needs} <= set(words), method.name

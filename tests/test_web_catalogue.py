@@ -11,7 +11,7 @@ pytest.importorskip("fastapi")
 
 from test_web_comparisons import Visitor
 
-from bakeoff import study
+from bakeoff import registry, study
 from bakeoff.catalogue.status import entries
 from bakeoff.web.catalogue_pages import SHOWN
 from bakeoff.web.site import Site
@@ -77,7 +77,7 @@ def test_a_paper_with_method_study_and_verdict(visitor: Visitor) -> None:
     page = visitor.page("/papers/hft")
     text = visitor.get("/papers/hft").text
     entry = entries()["hft"]
-    assert "bakeoff compare tune full hft --model my-model --train my-train.jsonl" in text
+    assert "bakeoff compare tune full hft --model my-model --train my-texts.txt" in text
     assert "/comparisons/new?contest=tune&amp;method=full&amp;method=hft" in text
     assert f"Verdict at scale laptop: {entry.status}" in text
     plots = [svg for svg in page.all("svg") if svg.get("role") == "img"]
@@ -100,8 +100,6 @@ def test_a_paper_that_is_none(visitor: Visitor) -> None:
 
 
 def test_the_contests_name_every_method(visitor: Visitor) -> None:
-    from bakeoff import registry
-
     visitor.page("/contests")
     text = visitor.get("/contests").text
     for contest in registry.contest_names():

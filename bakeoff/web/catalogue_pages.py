@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from bakeoff import registry, study
+from bakeoff.catalogue.commands import baseline, command
 from bakeoff.catalogue.status import STATUSES, Entry, entries
-from bakeoff.method import Method, sections
+from bakeoff.method import sections
 from bakeoff.report.page import verdict_context
 from bakeoff.web.site import Site
 
@@ -83,25 +84,6 @@ def contests(request: Request) -> HTMLResponse:
     site: Site = request.app.state.site
     known = {name: (registry.contest(name), list(registry.methods(name).values())) for name in registry.contest_names()}
     return site.page(request, "contests.html.jinja", known=known, papers=entries())
-
-
-def baseline(method: Method) -> str:
-    """What one compares a method with: the plainest of its contest that comes from no paper of the catalogue."""
-    plain = {"tune": "full", "decode": "greedy", "merge": "linear", "measure": "perplexity"}
-    return plain.get(method.contest) or next(m.name for m in registry.methods(method.contest).values() if not m.paper)
-
-
-def command(method: Method) -> str:
-    """What to type to run a method beside its baseline, or to measure with it."""
-    if method.contest == "measure":
-        return f"bakeoff measure {method.name} --model my-model"
-    contest = registry.contest(method.contest)
-    needed = [name for name, field in contest.question.model_fields.items() if field.is_required()]
-    places = {"model": "my-model", "base": "my-model", "models": "my-model-2 my-model-3"}
-    given = " ".join(f"--{name} {places.get(name, f'my-{name}.jsonl')}" for name in needed)
-    budget = "" if contest.budget else " --budget 60steps"
-    names = " ".join(dict.fromkeys((baseline(method), method.name)))
-    return f"bakeoff compare {method.contest} {names} {given}{budget} --seeds 3 --out results"
 
 
 @functools.lru_cache(maxsize=512)
