@@ -635,3 +635,12 @@ def test_progress_and_trackers_of_a_comparison(
     }
     assert len(list(out.glob("tensorboard/*/*/events*"))) == len(trials) + 1
     assert bakeoff(*words, "--report-to", "tensorbored").code == 2
+
+
+def test_the_site_names_the_extra_that_it_needs(bakeoff: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("bakeoff.web")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    said = bakeoff("serve")
+    assert said.code == 2
+    assert "pip install 'bakeoff[web]'" in said.sentence
