@@ -97,6 +97,7 @@ def test_a_paper_that_is_none(visitor: Visitor) -> None:
         answer = visitor.get(target)
         assert answer.status == 404
         assert "<b>" not in answer.text
+    assert "no such page" in visitor.get("/nothing").text
 
 
 def test_the_contests_name_every_method(visitor: Visitor) -> None:

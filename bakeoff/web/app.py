@@ -34,7 +34,11 @@ def create_app(site: Site) -> ASGIApp:
 
     @app.exception_handler(HTTPException)
     def not_found(request: Request, error: HTTPException) -> Response:
-        return site.page(request, "error.html.jinja", error.status_code, sentence=error.detail)
+        unknown = error.detail == "Not Found"  # what the framework says of a path without a page
+        sentence = (
+            "This site has no such page: search the papers, or go by the links above." if unknown else error.detail
+        )
+        return site.page(request, "error.html.jinja", error.status_code, sentence=sentence)
 
     @app.exception_handler(BakeoffError)
     def refused(request: Request, error: BakeoffError) -> Response:
