@@ -216,11 +216,9 @@ _APPLY: dict[str, Any] = {
 
 
 def _compare(contest_name: str, options: dict[str, Any]) -> int:
-    from bakeoff.running import COMPARED, given, need, put, run_comparison
+    from bakeoff.running import given, need, put, run_comparison
 
-    question, fields = given(
-        contest_name, options, {*COMPARED, "out", "store", "report_to", "quiet", "json", "dry_run"}
-    )
+    question, fields = given(contest_name, options, {*_COMPARE, *_COMMON} - {"config"})
     with watching(bool(fields["quiet"])) as watch:
         comparison = put(contest_name, question, fields, watch=watch, notice=notice)
         if len(comparison.seeds) < 3:
@@ -239,11 +237,10 @@ def _compare(contest_name: str, options: dict[str, Any]) -> int:
 
 def _apply(contest_name: str, options: dict[str, Any]) -> int:
     from bakeoff import registry
+    from bakeoff.method import Spec
     from bakeoff.running import budget, given, need, number, only_writer, trackers_of
 
     question, fields = given(contest_name, options, {*_APPLY, *_COMMON} - {"config"})
-    from bakeoff.method import Spec
-
     spec, out = Spec.parse(need(fields, "method", "full")), Path(need(fields, "out", "model"))
     seed, direct = number(fields, "seed", 0), registry.contest(contest_name).direct
     _refuse_to_replace(out)
@@ -269,10 +266,8 @@ def _apply(contest_name: str, options: dict[str, Any]) -> int:
         ).prepared()  # fmt: skip
         store = _store(fields["store"])
         tracking = out.with_name(f"{out.name}-tracking")
-        telling = dataclasses.replace(comparison, notice=notice)
-        trackers = trackers_of(telling, fields["report_to"], tracking) if fields["report_to"] else None
-        if trackers:
-            comparison = comparison.watched(lambda *news: None, trackers.ended)
+        if fields["report_to"]:
+            comparison = comparison.watched(trackers_of(comparison, fields["report_to"], tracking, notice).ended)
         results = comparison.run(store)
         trial = (
             results["trials"]
@@ -406,12 +401,14 @@ def show(name: str, as_json: Json = False) -> None:
     from bakeoff.catalogue.status import entries
 
     entry = entries().get(name)
-    if entry is None and (".py" in name or ":" in name):
+    if entry:
+        methods = [registry.methods(contest)[method] for contest, method in entry.paper.methods]
+    elif ".py" in name or ":" in name:
         methods = [registry.method_from(name)]
     else:
         every = [m for contest in registry.contest_names() for m in registry.methods(contest).values()]
-        methods = [m for m in every if name in (m.name, f"{m.contest}/{m.name}") or (entry and m.paper == name)]
-        if entry is None and not methods:
+        methods = [m for m in every if name in (m.name, f"{m.contest}/{m.name}")]
+        if not methods:
             registry.pick(name, sorted({*(m.name for m in every), *entries()}), "paper or method")
     if as_json:
         shown = {"paper": paper_row(entry) if entry else None, "methods": [method_row(method) for method in methods]}

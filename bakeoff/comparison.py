@@ -95,7 +95,7 @@ class Comparison:
                 raise UsageError(lacking)
         return dataclasses.replace(self, setting=setting)
 
-    def watched(self, watch: Watch, ended: Ended) -> Comparison:
+    def watched(self, ended: Ended, watch: Watch = lambda what, over, total, fraction, loss: None) -> Comparison:
         """The same comparison, which tells these as well."""
 
         def also_watch(what: str, over: int, total: int, fraction: float, loss: float) -> None:

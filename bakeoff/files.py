@@ -285,3 +285,15 @@ def _plain(value: Any, place: str) -> Any:
                 raise UsageError(f"{place} has the key {key!r}, which is not text; turn it into text")
         return {_plain(key, f"a key of {place}"): _plain(item, f"{place}[{key!r}]") for key, item in value.items()}
     raise UsageError(f"{place} is a {type(value).__name__}, which JSON cannot hold; turn it into numbers or text")
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file that a user wrote; `what` names its kind in the sentence of a UsageError."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"The {what} {path} cannot be read ({error.strerror}): check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"The {what} {path} is not YAML: {' '.join(str(error).split())}.") from None

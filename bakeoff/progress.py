@@ -99,7 +99,7 @@ class Journal:
     def _write(self, event: str, **fields: Any) -> None:
         if self._file is None:
             return
-        line = json.dumps({"event": event, "at": _now(), **fields}, ensure_ascii=False)
+        line = json.dumps({"event": event, "at": now(), **fields}, ensure_ascii=False)
         with files.writing(self._folder / NAME):
             self._file.write(line + "\n")
             self._file.flush()
@@ -128,7 +128,7 @@ class Reader:
                 ):
                     self._found = _after(self._found, json.loads(line))
         found = self._found
-        if found and found.state == "running" and not _lives(found.pid, found.created):
+        if found and found.state == "running" and not lives(found.pid, found.created):
             return replace(found, state="lost")
         return found
 
@@ -159,7 +159,8 @@ def _after(found: Progress | None, event: Mapping[str, Any]) -> Progress | None:
     )  # fmt: skip
 
 
-def _lives(pid: int, created: float) -> bool:
+def lives(pid: int, created: float) -> bool:
+    """Whether the process of that number is still the one that began then."""
     try:
         process = psutil.Process(pid)
         return bool(abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
@@ -167,5 +168,6 @@ def _lives(pid: int, created: float) -> bool:
         return False
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as ISO 8601 in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -234,12 +234,7 @@ def _told(stage: Stage, trial: Mapping[str, Any], comparison: Mapping[str, Any])
 
 
 def _loaded(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"The recipe {path} cannot be read ({error.strerror}): check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
+    loaded = files.read_yaml(path, "recipe")
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} needs a list `stages`, each with name, contest, method and budget.")
     return {str(key): value for key, value in loaded.items()}

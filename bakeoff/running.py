@@ -55,14 +55,7 @@ def given(contest_name: str, options: Mapping[str, Any], known: Collection[str])
 
 
 def _configuration(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8")) or {}
-    except OSError as error:
-        raise UsageError(f"The configuration {path} cannot be read ({error.strerror}): check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"The configuration {path} is not YAML: {' '.join(str(error).split())}.") from None
+    loaded = files.read_yaml(path, "configuration") or {}
     if not isinstance(loaded, dict):
         raise UsageError(f"The configuration {path} must hold fields such as 'model: DIR', one a line.")
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
@@ -169,25 +162,25 @@ def run_comparison(comparison: Comparison, out: Path, store: Store, report_to: s
             comparison.export_winner(results, store, out / "winner", card)
             write_report(results, out)
 
-    trackers = trackers_of(comparison, report_to, out) if report_to else None
+    trackers = trackers_of(comparison, report_to, out, comparison.notice) if report_to else None
     comparison = comparison.prepared()
     if trackers:
-        comparison = comparison.watched(lambda *news: None, trackers.ended)
+        comparison = comparison.watched(trackers.ended)
     with Journal(out) if parallel.is_first() else contextlib.nullcontext() as journal:
-        results = (comparison.watched(journal.watch, journal.ended) if journal else comparison).run(store)
+        results = (comparison.watched(journal.ended, journal.watch) if journal else comparison).run(store)
         parallel.on_first(finish)
         if trackers:
             trackers.finish(results)
     return results
 
 
-def trackers_of(comparison: Comparison, names: str, folder: Path) -> Trackers:
+def trackers_of(comparison: Comparison, names: str, folder: Path, notice: Callable[[str], None]) -> Trackers:
     """Experiment trackers for the trials of a comparison; `folder` is for what they keep in files."""
     from bakeoff.report.trackers import Trackers
 
     asked = comparison.question.model_dump(mode="json")
     common = {"contest": comparison.contest.name, "budget": str(comparison.budget), "question": asked}
-    return Trackers(names, "bakeoff", folder, common, comparison.notice)
+    return Trackers(names, "bakeoff", folder, common, notice)
 
 
 def only_writer(out: Path, store: Store) -> AbstractContextManager[None]:

@@ -288,7 +288,7 @@ def test_a_real_comparison_is_logged_as_it_runs(tmp_path: Path) -> None:
     common: Mapping[str, Any] = {"contest": "tune", "question": question.model_dump(mode="json"), "budget": "3 steps"}
     for _ in range(2):
         tracking = Trackers("tensorboard", "bakeoff", tmp_path / "out", common)
-        results = comparison.watched(lambda *news: None, tracking.ended).run(Store(str(tmp_path / "store")))
+        results = comparison.watched(tracking.ended).run(Store(str(tmp_path / "store")))
         tracking.finish(results)
     (group,) = (tmp_path / "out" / "tensorboard").iterdir()
     for trial in results["trials"]:

@@ -34,7 +34,7 @@ import yaml
 from bakeoff import files
 from bakeoff.errors import BakeoffError, UsageError
 from bakeoff.progress import NAME as JOURNAL
-from bakeoff.progress import Progress, Reader
+from bakeoff.progress import Progress, Reader, lives, now
 
 if TYPE_CHECKING:
     from bakeoff.web.site import Site
@@ -85,7 +85,7 @@ def start(site: Site, contest: str, fields: Mapping[str, Any], name: str) -> Pat
         yaml.safe_dump({"contest": contest, **fields}, sort_keys=False, allow_unicode=True),
     )
     job = {"title": name.strip() or folder.name, "contest": contest, "methods": list(fields["methods"])}
-    _write_job(folder, {**job, "asked": _now(), "state": "waiting", "pid": None, "created": None})
+    _write_job(folder, {**job, "asked": now(), "state": "waiting", "pid": None, "created": None})
     start_waiting(site)
     return folder
 
@@ -125,7 +125,7 @@ def go_on(site: Site, folder: Path) -> None:
         # A process that has said its last word may still hold the lock for a moment: then this waits like any other.
         if _state(folder, job, follow(folder)) in ACTIVE:
             raise UsageError("This comparison runs already, or waits to: load the page again.")
-        _write_job(folder, {**job, "asked": _now(), "state": "waiting"})
+        _write_job(folder, {**job, "asked": now(), "state": "waiting"})
     start_waiting(site)
 
 
@@ -298,10 +298,9 @@ def _is_held(path: Path) -> bool:
 
 
 def _interrupt(pid: int, created: float) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if _same(process.create_time(), created):
-            process.send_signal(signal.SIGINT)
+    if lives(pid, created):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).send_signal(signal.SIGINT)
 
 
 def _same(created: float, other: float | None) -> bool:
@@ -378,7 +377,3 @@ def _when_changed(folder: Path) -> str:
         with contextlib.suppress(OSError):
             changed = max(changed, (folder / mark).stat().st_mtime)
     return datetime.datetime.fromtimestamp(changed, datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -58,6 +58,14 @@ def is_loopback(host: str) -> bool:
         return host.lower().removesuffix(".") == "localhost"
 
 
+def refuse_without_token(host: str, token: str | None) -> None:
+    """UsageError for an address that others can reach, without a token."""
+    if token is None and not is_loopback(host):
+        raise UsageError(
+            f"Other machines may reach {host}, so the site needs a token there: give --token new, or listen on 127.0.0.1."
+        )
+
+
 def serve(site: Site, host: str, port: int, *, app: ASGIApp) -> None:
     """Serve until Ctrl-C, which ends open streams too. The address is printed when connections are accepted.
 
@@ -71,10 +79,7 @@ def serve(site: Site, host: str, port: int, *, app: ASGIApp) -> None:
     Raises:
         UsageError: the address cannot be listened on, or others can reach it and the site has no token.
     """
-    if site.token is None and not is_loopback(host):
-        raise UsageError(
-            f"Other machines may reach {host}, so the site needs a token there; listen on 127.0.0.1 without one."
-        )
+    refuse_without_token(host, site.token)
     descriptors = _raised_limit()
     listening = _listening(host, port)
     port = listening.getsockname()[1]

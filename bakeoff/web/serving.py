@@ -14,7 +14,7 @@ from bakeoff.console import notice
 from bakeoff.errors import UsageError
 from bakeoff.store import Store
 from bakeoff.web.app import create_app
-from bakeoff.web.server import hosts_for, is_loopback, serve
+from bakeoff.web.server import hosts_for, refuse_without_token, serve
 from bakeoff.web.site import Site
 
 
@@ -34,8 +34,7 @@ def start(
     for root in roots:
         if not root.is_dir():
             raise UsageError(f"{root} is no folder: name the folders that hold your models and data.")
-    if not is_loopback(host) and token is None:
-        raise UsageError(f"Others can reach {host}: give --token new (or one of your own), or leave --host out.")
+    refuse_without_token(host, token)
     if token is not None and token != "new" and len(token) < 16:
         raise UsageError("The token can be guessed: give one of at least 16 characters, or --token new.")
     places = tuple(root.resolve() for root in roots)
